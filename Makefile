@@ -1,0 +1,54 @@
+# `make` lists the targets. Everything runs in .venv, which is made from envs/strata.lock.
+SHELL := bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+CORES ?= all
+VENV := .venv
+BIN := $(VENV)/bin
+# uv installs the same lock: make results INSTALL="uv pip install --python .venv/bin/python"
+INSTALL ?= $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+$(VENV)/installed: envs/strata.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Strata needs Python 3.11 or newer; try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) -r envs/strata.lock
+	$(INSTALL) --no-deps --no-build-isolation -e .
+	touch $@
+
+.PHONY: help results test test-slow check format schema lock
+
+help:       ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+results: $(VENV)/installed  ## run the experiment of config.yaml; ends with the report
+	$(BIN)/snakemake --cores $(CORES)
+	@echo "report: $(CURDIR)/results/report/report.html"
+
+test: $(VENV)/installed  ## the test suite, a few minutes on 2 cores
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/installed  ## the slow proofs, on the real model
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/installed  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/snakefmt --check Snakefile workflow/rules
+	$(BIN)/snakemake --lint
+	$(BIN)/mypy
+	$(BIN)/python -m strata schema | diff -u workflow/schemas/config.schema.json -
+	$(BIN)/python -m strata schema --markdown | diff -u workflow/schemas/config.md -
+
+format: $(VENV)/installed  ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/snakefmt Snakefile workflow/rules
+
+schema: $(VENV)/installed  ## write the JSON Schema and the config reference
+	$(BIN)/python -m strata schema > workflow/schemas/config.schema.json
+	$(BIN)/python -m strata schema --markdown > workflow/schemas/config.md
+
+lock:       ## renew envs/strata.lock from pyproject.toml
+	envs/lock.sh

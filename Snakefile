@@ -1,0 +1,32 @@
+# Strata: sources -> init -> merge -> evaluate -> report. Every checkpoint is named by what it is made from.
+from snakemake.utils import min_version
+
+min_version("9.16")
+
+
+include: "workflow/rules/common.smk"
+
+
+configfile: "config.yaml"
+
+
+include: "workflow/rules/init.smk"
+include: "workflow/rules/merge.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    localrule: True
+    input:
+        rules.report.output,
+        rules.links.output,
+
+
+onstart:
+    require_scheduler()
+
+
+onsuccess:
+    say_where_the_report_is()

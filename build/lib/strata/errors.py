@@ -1,0 +1,82 @@
+"""Every failure a user can meet, as one tree. The exit code says which kind it was.
+
+    StrataError               1  (never raised itself)
+    ├── UsageError            2  the command line
+    ├── ConfigError           3  config.yaml or a suite file
+    ├── SourceError           4  a pinned input: unpinned, missing, or not what its pin says
+    ├── CheckpointError       5  tensors or config of a model that do not fit together
+    ├── StoreError            6  the store: corrupt, unknown version, not there
+    │   └── NonDeterministic  6  one recipe gave two contents
+    ├── EvaluationError       7  a score that cannot be trusted
+    ├── SpaceError            8  the disk is full, or not writable
+    └── ClusterError          9  the scheduler that a profile asks for
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+
+class StrataError(Exception):
+    """A failure with a next step: what happened, where, what was expected, what was found, what to do.
+
+    Args:
+        what: one sentence.
+        where: the file, tensor or config path.
+        expected, got: the rule and the value that broke it.
+        todo: the next step for the user.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self, what: str, *, where: object = "", expected: object = "", got: object = "", todo: str = ""
+    ) -> None:
+        self.what = what
+        self.details = {"where": where, "expected": expected, "got": got, "do": todo}
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        lines = [f"  {label + ':':<10}{text}" for label, text in self.details.items() if str(text)]
+        return "\n".join([self.what, *lines])
+
+    def at(self, where: object) -> Self:
+        """The same error, told where it happened by a caller that knows."""
+        self.details["where"] = where
+        return self
+
+
+class UsageError(StrataError):
+    exit_code = 2
+
+
+class ConfigError(StrataError):
+    exit_code = 3
+
+
+class SourceError(StrataError):
+    exit_code = 4
+
+
+class CheckpointError(StrataError):
+    exit_code = 5
+
+
+class StoreError(StrataError):
+    exit_code = 6
+
+
+class NonDeterministic(StoreError):
+    exit_code = 6
+
+
+class EvaluationError(StrataError):
+    exit_code = 7
+
+
+class SpaceError(StrataError):
+    exit_code = 8
+
+
+class ClusterError(StrataError):
+    exit_code = 9

@@ -1,0 +1,213 @@
+"""The config as recipes: every job of the workflow with its id, known before a weight is read.
+
+Pure: no writes, no network, no torch. Snakemake does it again in every job, so it must stay cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from strata import config as schema
+from strata import plan as plans
+from strata import suite as suites
+from strata.document import Document, Key
+from strata.errors import ConfigError, SourceError
+from strata.plan import Plan
+from strata.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Job:
+    """One artefact: its recipe, the size of the model it works on, and for a local source where it lies."""
+
+    recipe: Recipe
+    shape: schema.Shape | None = None
+    location: str = ""
+
+    @property
+    def id(self) -> str:
+        return self.recipe.id
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table: its checkpoint, its plan in layers of its parents, and its evaluations."""
+
+    name: str
+    job: Job
+    plan: Plan
+    parents: tuple[str, ...]
+    evaluations: tuple[Job, ...]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The resolved config. `jobs` holds every artefact by id: two variants with one recipe are one job."""
+
+    device: schema.Device
+    suites: tuple[suites.Suite, ...]
+    sources: dict[str, Job]
+    variants: dict[str, Variant]
+    jobs: dict[str, Job]
+
+
+def load(files: Sequence[str | Path]) -> Experiment:
+    """The experiment that these config files describe.
+
+    Raises:
+        ConfigError: see `config.load`; a parent that is missing or its own descendant, a range that does not fit.
+        SourceError: an unpinned source.
+    """
+    config, document = schema.load(files)
+    return resolve(config, document)
+
+
+def resolve(config: schema.Config, document: Document) -> Experiment:
+    """`load` for a config that was read already."""
+    sources = {name: _fetch(source, document, ("sources", name)) for name, source in config.sources.items()}
+    loaded = [suites.load(name) for name in config.suites]
+    tests: list[Recipe] = []
+    fetched = list(sources.values())
+    for suite, text in loaded:
+        data = {name: _fetch(source, text, ("sources", name)) for name, source in suite.sources.items()}
+        fetched += data.values()
+        tests += [_test(suite, group, data, config.device) for group in suite.groups]
+    variants: dict[str, Variant] = {}
+    for name in _parents_first(config, document):
+        job, plan = _checkpoint(config, document, name, sources, variants)
+        evaluations = tuple(Job(_of(test, job.id), job.shape) for test in tests)
+        variants[name] = Variant(name, job, plan, _parents(config, name), evaluations)
+    variants = {name: variants[name] for name in config.variants}
+    every = [*fetched, *(job for v in variants.values() for job in (v.job, *v.evaluations))]
+    return Experiment(config.device, tuple(s for s, _ in loaded), sources, variants, {job.id: job for job in every})
+
+
+def _fetch(source: schema.Source, document: Document, key: Key) -> Job:
+    """The job that brings in a source. Its recipe is the pin, so a moved local path keeps its id."""
+    revision = getattr(source, "revision", None)
+    is_hub = isinstance(source, schema.HubSource)
+    missing = "revision of 40 hex digits" if is_hub else "sha256"
+    if source.sha256 is None if not is_hub else not _is_commit(revision):
+        raise SourceError(
+            f"`{key[-1]}` is not pinned",
+            where=document.where(key),
+            expected=f"a {missing}",
+            got=repr(revision) if revision else "none",
+            todo="run `strata pin`: it fills in what is missing",
+        )
+    pin = source.model_dump(exclude={"shape", "path"}, exclude_none=True)
+    location = source.path if isinstance(source, schema.PathSource) else ""
+    return Job(Recipe("fetch", pin), source.shape, location)
+
+
+def _is_commit(revision: str | None) -> bool:
+    return revision is not None and len(revision) == 40 and set(revision) <= set("0123456789abcdef")
+
+
+def _test(suite: suites.Suite, group: str, data: dict[str, Job], device: str) -> Recipe:
+    """The evaluation of one task group, still without a checkpoint."""
+    tasks: dict[str, Any] = {}
+    for name in suite.groups[group]:
+        task = suite.tasks[name].model_dump()
+        tasks[name] = {**task, "source": data[task["source"]].id}
+    parameters = {
+        "suite": suite.suite,
+        "suite_version": suite.version,
+        "group": group,
+        "tasks": tasks,
+        "numerics": suite.numerics.model_dump(),
+        "device": device,
+    }
+    return Recipe("evaluate", parameters, (), tuple(sorted({task["source"] for task in tasks.values()})))
+
+
+def _of(test: Recipe, checkpoint: str) -> Recipe:
+    return Recipe(test.operation, test.parameters, (checkpoint,), test.sources)
+
+
+def _parents(config: schema.Config, name: str) -> tuple[str, ...]:
+    variant = config.variants[name]
+    return variant.parent_names if isinstance(variant, schema.MergeVariant) else ()
+
+
+def _parents_first(config: schema.Config, document: Document) -> list[str]:
+    """Variant names, every one after its parents. Iterative: a chain of 5,000 variants is no recursion error."""
+    order: dict[str, None] = {}
+    for start in config.variants:
+        stack, path = [(start, iter(_parents(config, start)))], {start: None}
+        while stack:
+            name, parents = stack[-1]
+            parent = next((p for p in parents if p not in order), None)
+            if parent is None:
+                order[name] = None
+                path.pop(stack.pop()[0])
+            elif parent not in config.variants:
+                raise ConfigError(
+                    f"`{name}` has a parent that does not exist",
+                    where=document.where(("variants", name, "parent")),
+                    expected=", ".join(list(config.variants)[:20]),
+                    got=parent,
+                )
+            elif parent in path:
+                names = list(path)
+                cycle = [*names[names.index(parent) :], parent]
+                raise ConfigError(
+                    f"`{parent}` is its own ancestor",
+                    where=document.where(("variants", parent, "parent")),
+                    got=" <- ".join(cycle),
+                    todo="give one of them another parent",
+                )
+            else:
+                path[parent] = None
+                stack.append((parent, iter(_parents(config, parent))))
+    return list(order)
+
+
+def _checkpoint(
+    config: schema.Config, document: Document, name: str, sources: dict[str, Job], done: dict[str, Variant]
+) -> tuple[Job, Plan]:
+    variant, key = config.variants[name], ("variants", name)
+    if isinstance(variant, schema.InitVariant):
+        return _init(variant.init, document, key, sources)
+    parent = done[variant.parent_names[0]]
+    shape = parent.job.shape
+    assert shape is not None  # every checkpoint has one: init refuses a source without
+    parameters = variant.merge.model_dump()
+    try:
+        plan = plans.make_plan(parameters, shape.layers)
+    except ConfigError as error:
+        parameter = next((name for name in parameters if f"`{name}`" in error.what), "method")
+        raise error.at(document.where((*key, "merge", parameter))) from None
+    recipe = Recipe("merge", parameters, (parent.job.id,))
+    return Job(recipe, _scaled(shape, len(plan.layers))), plan
+
+
+def _init(init: schema.Init, document: Document, key: Key, sources: dict[str, Job]) -> tuple[Job, Plan]:
+    where = document.where((*key, "init", "source"))
+    if init.source not in sources:
+        raise ConfigError("no such source", where=where, expected=", ".join(sources), got=init.source)
+    source = sources[init.source]
+    if source.shape is None:
+        raise SourceError(
+            f"`{init.source}` has no shape",
+            where=document.where(("sources", init.source)),
+            todo="run `strata pin`: it reads the shape from the file",
+        )
+    family = init.architecture or source.shape.family
+    shape = source.shape.model_copy(update={"family": family})
+    parameters = {"architecture": family, "shape": source.shape.model_dump()}
+    return Job(Recipe("init", parameters, (), (source.id,)), shape), plans.identity(shape.layers)
+
+
+def _scaled(shape: schema.Shape, layers: int) -> schema.Shape:
+    """The shape at another depth. Sizes are scaled whole, which is a little too much: they ask for resources."""
+    return shape.model_copy(
+        update={
+            "layers": layers,
+            "parameters": shape.parameters * layers // shape.layers,
+            "bytes": shape.bytes * layers // shape.layers,
+        }
+    )

@@ -1,0 +1,178 @@
+"""Init: a pinned source becomes a canonical checkpoint, in its stored dtype, with every tensor hashed and finite."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from strata import families, plan, store
+from strata.checkpoint import CARRIED, Spec, check_exact, finish, plan_shards, write_shard
+from strata.errors import CheckpointError, SourceError
+from strata.recipe import Recipe, digest
+from strata.shapes import measure
+from strata.sources import FILES
+from strata.store import Built, Object
+from strata.tensors import Header, Tensor, read_header
+
+Read = Callable[[], Any]  # the tensor's bytes, as anything with the buffer protocol
+
+
+def initialize(root: Path, recipe: Recipe) -> Object:
+    """Build the checkpoint of an init recipe from its fetched source, and publish it.
+
+    Raises:
+        StoreError: the source is missing or damaged; every byte of it is checked.
+        SourceError: no model in it, or not of the shape that the config gives.
+        CheckpointError: tensors that do not fit the model's config, or are not finite.
+    """
+
+    def build(folder: Path) -> Built:
+        source = store.require(root, recipe.sources[0])
+        store.verify(source)
+        return _build(source.path / FILES, folder, recipe.parameters)
+
+    return store.publish(root, recipe, build)
+
+
+def _build(source: Path, folder: Path, parameters: Mapping[str, Any]) -> Built:
+    gguf = sorted(source.rglob("*.gguf"))
+    config, tensors = _read_gguf(gguf[0], folder) if gguf else _read_safetensors(source, folder)
+    specs = {name: spec for name, (spec, _) in tensors.items()}
+    _check_shape(config, specs, parameters["shape"], source)
+    check_exact(config, specs, source)
+    if parameters["architecture"] == "llama":
+        config = families.as_llama(config)
+    shards = plan_shards(specs, config["num_hidden_layers"])
+    sha256: dict[str, str] = {}
+    for file, header in shards.items():
+        write_shard(folder / file, header, lambda handle, header=header: _fill(handle, header, tensors, sha256))  # type: ignore[misc]
+    return finish(folder, config, shards, sha256, plan.identity(config["num_hidden_layers"]))
+
+
+def _fill(handle: int, header: Header, tensors: Mapping[str, tuple[Spec, Read]], sha256: dict[str, str]) -> None:
+    for tensor in header.tensors:
+        data = tensors[tensor.name][1]()
+        _check_finite(tensor.name, data, tensor.dtype)
+        sha256[tensor.name] = digest(data)
+        view, offset = memoryview(data).cast("B"), tensor.begin
+        while view:
+            written = os.pwrite(handle, view, offset)
+            view, offset = view[written:], offset + written
+
+
+def _read_safetensors(source: Path, folder: Path) -> tuple[dict[str, Any], dict[str, tuple[Spec, Read]]]:
+    configs = sorted(source.rglob("config.json"))
+    if len(configs) != 1:
+        raise SourceError(
+            "no model in the source", where=source, expected="one config.json or .gguf file", got=f"{len(configs)} config.json"
+        )
+    home = configs[0].parent
+    config = json.loads(configs[0].read_bytes())
+    if config.get("auto_map"):
+        raise SourceError("the model needs code of its own", where=configs[0], got="auto_map", todo="use a built-in family")
+    tensors: dict[str, tuple[Spec, Read]] = {}
+    for file in _shards(home):
+        for tensor in read_header(file).tensors:
+            if tensor.name in tensors:
+                raise CheckpointError("a tensor stands in two shards", where=f"{file}, {tensor.name}")
+            tensors[tensor.name] = ((tensor.dtype, tensor.shape), _reader(file, tensor))
+    for name in CARRIED:
+        if (home / name).is_file():
+            shutil.copyfile(home / name, folder / name)
+    _drop_tied_head(config, tensors, home)
+    return config, tensors
+
+
+def _shards(home: Path) -> list[Path]:
+    """The weight files: those the index names, which must lie in this folder, or the only one there is."""
+    index, single = home / "model.safetensors.index.json", home / "model.safetensors"
+    if index.is_file():
+        names = set(json.loads(index.read_bytes()).get("weight_map", {}).values())
+        for name in sorted(names):
+            if Path(name).name != name or not name.endswith(".safetensors") or not (home / name).is_file():
+                raise CheckpointError("the index names a shard that is not here", where=index, got=repr(name))
+        if single.is_file() and single.name not in names:
+            raise CheckpointError("both an index and a single file", where=home, todo="remove one of them")
+        return [home / name for name in sorted(names)]
+    if single.is_file():
+        return [single]
+    found = ", ".join(sorted(path.name for path in home.iterdir())[:10])
+    raise SourceError(
+        "no safetensors weights", where=home, expected="model.safetensors, or an index with its shards", got=found,
+        todo="convert pickled weights with transformers' save_pretrained; they are never opened here",
+    )  # fmt: skip
+
+
+def _reader(file: Path, tensor: Tensor) -> Read:
+    def read() -> bytes:
+        with file.open("rb") as stream:
+            stream.seek(tensor.begin)
+            return stream.read(tensor.size)
+
+    return read
+
+
+def _read_gguf(file: Path, folder: Path) -> tuple[dict[str, Any], dict[str, tuple[Spec, Read]]]:
+    """Dequantise a GGUF with transformers, to bfloat16; its tokenizer comes along."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, "local_files_only": True}
+    model = AutoModelForCausalLM.from_pretrained(
+        **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
+    AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+    _make_portable(folder / "tokenizer_config.json")
+    config = json.loads(model.config.to_json_string())
+    wanted = {**config, "architectures": [families.CLASSES.get(config["model_type"], "")]}
+    state = {name: tensor for name, tensor in model.state_dict().items() if not (name == families.HEAD and config.get("tie_word_embeddings"))}
+    tensors: dict[str, tuple[Spec, Read]] = {
+        name: (("BF16", tuple(tensor.shape)), lambda t=tensor: t.contiguous().view(torch.uint8).numpy())  # type: ignore[misc]
+        for name, tensor in state.items()
+    }
+    return wanted, tensors
+
+
+def _make_portable(file: Path) -> None:
+    """Take out of tokenizer_config.json what transformers writes of the loading, not of the tokenizer."""
+    config = json.loads(file.read_bytes())
+    kept = {key: value for key, value in config.items() if key not in ("is_local", "local_files_only", "name_or_path")}
+    file.write_text(json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def _drop_tied_head(config: Mapping[str, Any], tensors: dict[str, tuple[Spec, Read]], home: Path) -> None:
+    """A tied model may be stored with its head or without: both give one checkpoint. Two different ones do not."""
+    if config.get("tie_word_embeddings") and families.HEAD in tensors and families.EMBED in tensors:
+        if tensors[families.HEAD][1]() != tensors[families.EMBED][1]():
+            raise CheckpointError(
+                "the head differs from the embedding it is tied to", where=home, todo="set tie_word_embeddings to false"
+            )
+        del tensors[families.HEAD]
+
+
+def _check_shape(config: Mapping[str, Any], specs: Mapping[str, Spec], shape: Mapping[str, Any], source: Path) -> None:
+    """Hold the config's `shape`, on which the DAG was built, against the file."""
+    for key, actual in measure(config, specs).items():
+        expected = shape[key]
+        if actual != expected:
+            raise SourceError(
+                f"the source does not have the shape that the config gives: {key}",
+                where=source,
+                expected=expected,
+                got=actual,
+                todo="run `strata pin --shape`: it writes what the file holds",
+            )
+
+
+def _check_finite(name: str, data: Any, dtype: str) -> None:
+    """Raise CheckpointError for a NaN or an infinity: all exponent bits set."""
+    word, exponent = {"F32": ("<u4", 0x7F800000), "BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00)}[dtype]
+    bad = (np.frombuffer(data, dtype=word) & exponent) == exponent
+    if bad.any():
+        raise CheckpointError("not finite", where=f"tensor {name}, element {int(bad.argmax())}", got=f"{int(bad.sum())} NaN or Inf")

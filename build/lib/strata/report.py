@@ -1,0 +1,245 @@
+"""The report: one row per variant, made from the sample logs alone, as CSV, Markdown and one self-contained page.
+
+The same store gives the same bytes. A score is refused when it belongs to other weights than the variant's, and two
+scores are compared only when every request behind them was the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from strata import figures, plan, status, store
+from strata.errors import EvaluationError
+from strata.evaluate import read_samples
+from strata.experiment import Experiment, Variant
+from strata.plan import Plan
+from strata.statistics import METRICS, Estimate, Samples, chance, difference, measure
+
+NAMES = {"bits_per_byte": "bits per byte", "acc_norm": "accuracy"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One task of a suite. `guess` is the score of guessing, where there is one."""
+
+    suite: str
+    task: str
+    metric: str
+    items: int
+    guess: float | None
+
+    @property
+    def title(self) -> str:
+        return f"{self.task}, {NAMES[self.metric]}"
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score and, for all but the base, its paired difference to the base."""
+
+    estimate: Estimate
+    delta: Estimate | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant: what it is, and a score for each column. `plan` counts in layers of its base."""
+
+    name: str
+    made_by: str
+    base: str
+    checkpoint: str
+    digest: str
+    layers: int
+    parameters: int
+    plan: Plan
+    seams: tuple[int, ...]
+    scores: tuple[Score, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...] = field(repr=False)
+
+
+def write_report(root: Path, experiment: Experiment) -> Path:
+    """Write scores.csv, scores.md and report.html. Returns the page's path.
+
+    Raises:
+        StoreError: a checkpoint or an evaluation is missing or damaged.
+        EvaluationError: a score that belongs to other weights, or to other requests than its base's.
+    """
+    table = collect(root, experiment)
+    folder = root / "report"
+    store.write_atomically(folder / "scores.csv", to_csv(table).encode())
+    store.write_atomically(folder / "scores.md", to_markdown(table).encode())
+    store.write_atomically(folder / "report.html", to_html(table, experiment).encode())
+    return folder / "report.html"
+
+
+def collect(root: Path, experiment: Experiment) -> Table:
+    """Every number of the table, from the samples in the store."""
+    samples: dict[str, dict[tuple[str, str], tuple[Samples, str]]] = {}  # by variant, then by (suite, task)
+    for variant in experiment.variants.values():
+        samples[variant.name] = _samples(root, variant)
+    first = next(iter(samples.values()))
+    columns = tuple(
+        Column(suite, task, METRICS[found.kind], len(found.items), chance(found)) for (suite, task), (found, _) in first.items()
+    )
+    traced: dict[str, Plan] = {}
+    rows = tuple(_row(root, experiment, variant, columns, samples, traced) for variant in experiment.variants.values())
+    return Table(columns, rows)
+
+
+def base_of(experiment: Experiment, name: str) -> str:
+    """The variant without parents that this one goes back to, by first parents."""
+    while experiment.variants[name].parents:
+        name = experiment.variants[name].parents[0]
+    return name
+
+
+def trace(experiment: Experiment, name: str, known: dict[str, Plan]) -> Plan:
+    """The plan of a variant in layers of its base. Ancestors first, so that a long chain is no deep recursion."""
+    chain = [name]
+    while chain[-1] not in known and experiment.variants[chain[-1]].parents:
+        chain.append(experiment.variants[chain[-1]].parents[0])
+    for step in reversed(chain):
+        variant = experiment.variants[step]
+        if step not in known:
+            known[step] = plan.trace(variant.plan, [known[parent] for parent in variant.parents]) if variant.parents else variant.plan
+    return known[name]
+
+
+def _samples(root: Path, variant: Variant) -> dict[tuple[str, str], tuple[Samples, str]]:
+    """Each task's samples and the digest of its requests."""
+    checkpoint = store.require(root, variant.job.id)
+    found = {}
+    for job in variant.evaluations:
+        evaluation = store.require(root, job.id)
+        scored = evaluation.facts["checkpoint_digest"]
+        if scored != checkpoint.digest:
+            raise EvaluationError(
+                f"the score of `{variant.name}` belongs to other weights",
+                where=evaluation.path,
+                expected=f"content digest {checkpoint.digest}",
+                got=scored,
+                todo=f"run `strata redo {variant.name}`",
+            )
+        for task, score in evaluation.facts["scores"].items():
+            found[job.recipe.parameters["suite"], task] = (read_samples(evaluation, task), score["requests"])
+    return found
+
+
+def _row(
+    root: Path,
+    experiment: Experiment,
+    variant: Variant,
+    columns: tuple[Column, ...],
+    samples: dict[str, dict[tuple[str, str], tuple[Samples, str]]],
+    traced: dict[str, Plan],
+) -> Row:
+    base = base_of(experiment, variant.name)
+    scores = []
+    for column in columns:
+        (own, requests), (others, base_requests) = (samples[name][column.suite, column.task] for name in (variant.name, base))
+        if requests != base_requests:
+            raise EvaluationError(
+                f"`{variant.name}` and `{base}` answered different requests",
+                where=f"{column.suite}, {column.task}",
+                expected=base_requests,
+                got=requests,
+                todo="variants of one base share its tokenizer and suite: evaluate both again",
+            )
+        scores.append(Score(measure(own), None if variant.name == base else difference(own, others)))
+    checkpoint = store.require(root, variant.job.id)
+    layers = trace(experiment, variant.name, traced)
+    return Row(
+        name=variant.name,
+        made_by=status.summary(variant),
+        base=base,
+        checkpoint=checkpoint.id,
+        digest=checkpoint.digest,
+        layers=checkpoint.facts["layers"],
+        parameters=checkpoint.facts["parameters"],
+        plan=layers,
+        seams=plan.seams(layers),
+        scores=tuple(scores),
+    )
+
+
+def to_csv(table: Table) -> str:
+    """One row per variant, numbers unrounded."""
+    import pandas as pd
+
+    records = []
+    for row in table.rows:
+        record: dict[str, object] = {
+            "variant": row.name, "made_by": row.made_by, "base": row.base, "layers": row.layers,
+            "parameters": row.parameters, "seams": len(row.seams),
+        }  # fmt: skip
+        for column, score in zip(table.columns, row.scores, strict=True):
+            key = f"{column.suite}/{column.task}/{column.metric}"
+            record[key], record[f"{key}/error"] = score.estimate.value, score.estimate.error
+            record[f"{key}/difference"] = score.delta.value if score.delta else None
+            record[f"{key}/difference_error"] = score.delta.error if score.delta else None
+        records.append(record | {"checkpoint": row.checkpoint, "digest": row.digest})
+    return str(pd.DataFrame(records).to_csv(index=False, lineterminator="\n"))
+
+
+def to_markdown(table: Table) -> str:
+    """The table for people, with a line on how to read it."""
+    head = ["variant", "made by", "layers", "parameters", "seams"]
+    for column in table.columns:
+        head += [column.title, "difference to base"]
+    lines = [head, ["---", "---"] + ["---:"] * (len(head) - 2)]
+    for row in table.rows:
+        cells = [row.name, row.made_by, str(row.layers), millions(row.parameters), str(len(row.seams))]
+        for score in row.scores:
+            cells += [number(score.estimate), number(score.delta, signed=True) if score.delta else ""]
+        lines.append(cells)
+    body = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return f"{body}\n\n{READING}\n"
+
+
+READING = (
+    "± is one standard error: over documents for bits per byte (bootstrap), over items for accuracy. Differences are "
+    "paired by document or item. Lower bits per byte and higher accuracy are better."
+)
+
+
+def number(estimate: Estimate, signed: bool = False) -> str:
+    """`0.972 ± 0.011`"""
+    return f"{estimate.value:{'+' if signed else ''}.3f} ± {estimate.error:.3f}"
+
+
+def millions(count: int) -> str:
+    """134,515,008 -> 134.5 M"""
+    return f"{count / 1e6:,.1f} M" if count < 1e10 else f"{count / 1e9:,.1f} B"
+
+
+def to_html(table: Table, experiment: Experiment) -> str:
+    """One page with the table and both figures; nothing is loaded from elsewhere."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"number": number, "millions": millions}
+    return environment.get_template("report.html").render(
+        table=table,
+        suites=experiment.suites,
+        device=experiment.device,
+        reading=READING,
+        plans=figures.layer_plans([(row.name, row.plan, row.seams) for row in table.rows]),
+        charts=[
+            figures.scores(
+                column.title,
+                [(row.name, row.scores[i].estimate.value, row.scores[i].estimate.error) for row in table.rows],
+                column.guess,
+            )
+            for i, column in enumerate(table.columns)
+        ],
+    )

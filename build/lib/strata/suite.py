@@ -1,0 +1,92 @@
+"""Evaluation suites: named, versioned lists of tasks with pinned data and pinned numerics, one YAML file each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, Tag
+
+from strata.config import AnySource, Model, Name, by_key_value, validate
+from strata.document import Document, read
+from strata.errors import ConfigError
+
+FOLDER = Path(__file__).parents[1] / "suites"
+
+
+class Numerics(Model):
+    """Everything that moves a score and is not the model or the data. All of it is part of an evaluation's id."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(description="of weights and activations")
+    batch_size: int = Field(gt=0, description="sequences in a forward pass")
+    max_length: int = Field(gt=0, description="tokens; longer requests lose their beginning")
+    add_bos_token: bool = Field(description="start every request with the tokenizer's BOS")
+    seed: int = Field(description="for Python, numpy, torch and few-shot draws")
+
+
+class BitsPerByte(Model):
+    """Bits per byte of running text: how well the model predicts documents it has not seen."""
+
+    kind: Literal["bits_per_byte"]
+    source: Name = Field(description="a name in the suite's `sources`; every file is a document")
+    bytes: int = Field(gt=0, description="of each document, from its start, cut back to a whole word")
+
+
+class Continuation(Model):
+    """Choose the sentence that follows, against sentences of other documents."""
+
+    kind: Literal["continuation"]
+    source: Name = Field(description="a name in the suite's `sources`; every file is a document")
+    items: int = Field(gt=0, description="questions, spread evenly over the documents")
+    choices: int = Field(ge=2, description="the true next sentence and choices - 1 others")
+    characters: list[int] = Field(min_length=2, max_length=2, description="shortest and longest sentence used")
+    seed: int = Field(description="decides which sentences are drawn")
+
+
+Task = Annotated[
+    Annotated[BitsPerByte, Tag("@bits_per_byte")] | Annotated[Continuation, Tag("@continuation")],
+    by_key_value("kind", "bits_per_byte", "continuation"),
+]
+
+
+class Suite(Model):
+    """A suite file."""
+
+    suite: Name = Field(description="its name, as the file is called")
+    version: int = Field(gt=0, description="raised whenever a score could change")
+    description: str = Field(default="", description="one paragraph for the report")
+    sources: dict[Name, AnySource] = Field(description="pinned data, as in the config")
+    numerics: Numerics
+    tasks: dict[Name, Task] = Field(min_length=1)
+    groups: dict[Name, list[Name]] = Field(description="tasks that share one job, since starting a process takes 10 s")
+
+
+def load(name: str) -> tuple[Suite, Document]:
+    """The suite called `name` in workflow/suites, or in the file `name` when it ends in .yaml.
+
+    Raises:
+        ConfigError: there is no such suite, or the file is not one.
+    """
+    file = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+        raise ConfigError("no such suite", expected=f"{known}, or the path of a .yaml file", got=repr(name))
+    document = read(file)
+    suite = validate(Suite, document)
+    grouped = [task for tasks in suite.groups.values() for task in tasks]
+    if sorted(grouped) != sorted(suite.tasks):
+        raise ConfigError(
+            "every task belongs to exactly one group",
+            where=document.where(("groups",)),
+            expected=", ".join(sorted(suite.tasks)),
+            got=", ".join(sorted(grouped)),
+        )
+    for task, definition in suite.tasks.items():
+        if definition.source not in suite.sources:
+            raise ConfigError(
+                "no such source in this suite",
+                where=document.where(("tasks", task, "source")),
+                expected=", ".join(suite.sources),
+                got=repr(definition.source),
+            )
+    return suite, document

@@ -1,0 +1,117 @@
+"""Small real models, and a store to put them in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+REPOSITORY = Path(__file__).parents[1]
+
+SIZES = {
+    "vocab_size": 272, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 257,
+}  # fmt: skip
+
+
+def save_model(folder: Path, family: str = "llama", **sizes: Any) -> Path:
+    """A small random model of a family, saved by transformers with a byte-level tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(7)
+    config_of, model_of = {"llama": (LlamaConfig, LlamaForCausalLM), "mistral": (MistralConfig, MistralForCausalLM)}[family]
+    dtype = sizes.pop("dtype", torch.bfloat16)
+    model = model_of(config_of(**{**SIZES, **sizes})).to(dtype)
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def save_tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({byte: number for number, byte in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>").save_pretrained(folder)
+
+
+def shape_text(folder: Path) -> str:
+    """The shape of a saved model, as `strata pin` would write it."""
+    from strata.shapes import shape_of
+
+    shape = shape_of(folder)
+    assert shape is not None
+    return "{" + ", ".join(f"{key}: {value}" for key, value in shape.items()) + "}"
+
+
+def tree_sha256(folder: Path) -> str:
+    """The pin of a folder, written here a second time so that the package's own is tested against it."""
+    lines = sorted(
+        f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(folder).as_posix()}\n"
+        for file in folder.rglob("*")
+        if file.is_file()
+    )
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("mistral"), "mistral", sliding_window=64, rope_parameters={"rope_theta": 5000.0, "rope_type": "default"})
+
+
+@pytest.fixture
+def base_of(tmp_path: Path) -> Callable[..., Any]:
+    """Fetch and init a saved model into `tmp_path/results`; returns its object."""
+
+    def build(folder: Path, architecture: str | None = None) -> Any:
+        from strata.initialize import initialize
+        from strata.recipe import Recipe
+        from strata.shapes import shape_of
+        from strata.sources import fetch
+
+        root, shape = tmp_path / "results", shape_of(folder)
+        assert shape is not None
+        source = fetch(root, Recipe("fetch", {"sha256": tree_sha256(folder)}), str(folder))
+        parameters = {"architecture": architecture or shape["family"], "shape": shape}
+        return initialize(root, Recipe("init", parameters, (), (source.id,)))
+
+    return build
+
+
+@pytest.fixture
+def write_config(tmp_path: Path) -> Callable[..., Path]:
+    """Write tmp_path/config.yaml from its lines."""
+
+    def write(text: str, name: str = "config.yaml") -> Path:
+        file = tmp_path / name
+        file.write_text(text)
+        return file
+
+    return write
+
+
+def flip(file: Path, offset: int) -> None:
+    """Change one byte of a read-only file."""
+    file.chmod(0o644)
+    data = bytearray(file.read_bytes())
+    data[offset] ^= 0xFF
+    file.write_bytes(data)
+
+
+def read_json(file: Path) -> Any:
+    return json.loads(file.read_text())

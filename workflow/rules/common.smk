@@ -1,0 +1,138 @@
+# What the rules share: the experiment, resolved once from the config files, and functions of a job's hash.
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(workflow.basedir, "workflow")))
+
+from strata import experiment as experiments
+from strata.errors import ClusterError, StrataError
+from strata.recipe import digest
+from strata.resources import request
+from strata.store import target
+
+RESULTS = Path("results")
+
+
+def refuse(error):
+    """Say what is wrong, with the error's own exit code and without a traceback."""
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(error.exit_code)
+
+
+def config_files():
+    """The files that Snakemake's `configfile:` and `--configfile` read; read again, as its loader drops duplicates."""
+    settings = workflow.config_settings
+    if settings.config:
+        raise experiments.ConfigError(
+            "--config is not supported: its values lose their types",
+            got=", ".join(settings.config),
+            todo="write them into a second file and add `--configfile config.yaml second.yaml`",
+        )
+    given = [str(file) for file in settings.configfiles]
+    own = [] if settings.replace_workflow_config or not Path("config.yaml").exists() else ["config.yaml"]
+    return [file for file in own if Path(file).resolve() not in map(lambda f: Path(f).resolve(), given)] + given or ["config.yaml"]
+
+
+try:
+    CONFIG_FILES = config_files()
+    EXPERIMENT = experiments.load(CONFIG_FILES)
+except StrataError as error:
+    refuse(error)
+
+# The package beside this Snakefile and the interpreter that runs Snakemake serve every job, here and on a node.
+shell.executable("bash")
+shell.prefix(
+    f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "
+    f"PYTHONPATH={shlex.quote(str(Path(workflow.basedir, 'workflow')))}; "
+)
+
+
+wildcard_constraints:
+    hash="[0-9a-f]{32}",
+    name="[a-z0-9][a-z0-9_-]{0,63}",
+
+
+def job_of(operation, wildcards):
+    """The job of an id that is part of this experiment."""
+    id = f"{operation}-{wildcards.hash}"
+    if id not in EXPERIMENT.jobs:
+        raise experiments.ConfigError(
+            "no variant of this config needs that id", got=id, todo="ask for results/variants/NAME.json instead"
+        )
+    return EXPERIMENT.jobs[id]
+
+
+def inputs(operation):
+    """The manifest copies of a job's sources and parents."""
+
+    def of(wildcards):
+        recipe = job_of(operation, wildcards).recipe
+        return [str(target(RESULTS, id)) for id in (*recipe.sources, *recipe.parents)]
+
+    return of
+
+
+def recipe(operation):
+    """The recipe as one canonical JSON text: Snakemake compares parameters as an unordered set of values."""
+    return lambda wildcards: job_of(operation, wildcards).recipe.canonical
+
+
+def location(wildcards):
+    """Where a local source lies. Empty for a package or a hub repository."""
+    return job_of("fetch", wildcards).location
+
+
+def need(operation, resource):
+    """One resource of a job, growing with `attempt`."""
+    return lambda wildcards, attempt: getattr(request(job_of(operation, wildcards), attempt), resource)
+
+
+def threads_of(operation):
+    return lambda wildcards: request(job_of(operation, wildcards)).threads
+
+
+def results_of(name):
+    """The manifest copies of a variant's checkpoint and evaluations."""
+    variant = EXPERIMENT.variants[name]
+    return [str(target(RESULTS, job.id)) for job in (variant.job, *variant.evaluations)]
+
+
+def results_of_variant(wildcards):
+    if wildcards.name not in EXPERIMENT.variants:
+        raise experiments.ConfigError("no such variant", expected=", ".join(EXPERIMENT.variants), got=wildcards.name)
+    return results_of(wildcards.name)
+
+
+def all_results():
+    return list(dict.fromkeys(path for name in EXPERIMENT.variants for path in results_of(name)))
+
+
+def all_checkpoints():
+    return list(dict.fromkeys(str(target(RESULTS, variant.job.id)) for variant in EXPERIMENT.variants.values()))
+
+
+def names_digest():
+    """Changes whenever a name, its checkpoint or its evaluations do: the report and the links follow it."""
+    return digest(repr([(name, results_of(name)) for name in EXPERIMENT.variants]))
+
+
+def require_scheduler():
+    """Refuse a run on Slurm where there is no Slurm, before anything is submitted."""
+    if not workflow.local_exec and shutil.which("sbatch") is None:
+        refuse(
+            ClusterError(
+                "this profile submits to Slurm, and there is no `sbatch` on this machine",
+                where="PATH",
+                expected="sbatch",
+                todo="run it on a login node of the cluster, or without `--profile slurm`",
+            )
+        )
+
+
+def say_where_the_report_is():
+    page = RESULTS / "report" / "report.html"
+    if page.exists():
+        print(f"report: {page.resolve()}", file=sys.stderr)

@@ -1,0 +1,38 @@
+# Pinned inputs, and base models made from them.
+
+
+# Local: compute nodes have no internet.
+rule fetch:
+    localrule: True
+    output:
+        "results/sources/fetch-{hash}.json",
+    log:
+        "results/logs/fetch-{hash}.log",
+    conda:
+        "../../envs/strata.yaml"
+    params:
+        recipe=recipe("fetch"),
+        location=location,
+    shell:
+        "python -m strata fetch {params.recipe:q} --location={params.location:q} --log {log:q}"
+
+
+rule init:
+    input:
+        inputs("init"),
+    output:
+        "results/checkpoints/init-{hash}.json",
+    log:
+        "results/logs/init-{hash}.log",
+    conda:
+        "../../envs/strata.yaml"
+    threads: threads_of("init")
+    resources:
+        mem_mb=need("init", "mem_mb"),
+        runtime=need("init", "runtime"),
+        disk_mb=need("init", "disk_mb"),
+        gpu=need("init", "gpu"),
+    params:
+        recipe=recipe("init"),
+    shell:
+        "python -m strata init {params.recipe:q} --log {log:q}"

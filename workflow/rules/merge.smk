@@ -1,0 +1,22 @@
+# Checkpoints re-stacked from their parents' layers, by byte ranges.
+
+
+rule merge:
+    input:
+        inputs("merge"),
+    output:
+        "results/checkpoints/merge-{hash}.json",
+    log:
+        "results/logs/merge-{hash}.log",
+    conda:
+        "../../envs/strata.yaml"
+    threads: threads_of("merge")
+    resources:
+        mem_mb=need("merge", "mem_mb"),
+        runtime=need("merge", "runtime"),
+        disk_mb=need("merge", "disk_mb"),
+        gpu=need("merge", "gpu"),
+    params:
+        recipe=recipe("merge"),
+    shell:
+        "python -m strata merge {params.recipe:q} --log {log:q}"

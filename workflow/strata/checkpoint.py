@@ -1,0 +1,181 @@
+"""Canonical checkpoints: one shard per layer, exactly the tensors the config asks for, a digest of the content.
+
+The content digest covers config, tokenizer and every tensor's name, dtype, shape and bytes; how they are sharded is
+not part of it. `tensors.json` holds the tensor entries, so that a merge knows its copies' digests without reading.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from strata import families
+from strata.errors import CheckpointError
+from strata.plan import Plan, seams
+from strata.recipe import canonical, digest
+from strata.store import Built, Object, file_sha256
+from strata.tensors import Header, Tensor, plan_header, read_header
+
+CONFIG, INDEX, TENSORS = "config.json", "model.safetensors.index.json", "tensors.json"
+TOKENIZER = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+CARRIED = (*TOKENIZER, "generation_config.json")
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+# Of a config.json: where and with what it was written, which says nothing of the model.
+_VOLATILE = {"_name_or_path", "_model_name_or_path", "transformers_version", "torch_dtype", "_from_model_config"}
+
+Spec = tuple[str, tuple[int, ...]]  # (dtype, shape)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint. `tensors` maps a name to (shard, its place in it, sha256 of its bytes)."""
+
+    path: Path
+    config: dict[str, Any]
+    headers: dict[str, Header]
+    tensors: dict[str, tuple[str, Tensor, str]]
+
+    @property
+    def layers(self) -> int:
+        return families.size(self.config, "num_hidden_layers")
+
+
+def open_checkpoint(found: Object) -> Checkpoint:
+    """Read config, headers and tensor digests of a stored checkpoint, and hold them against each other.
+
+    Raises:
+        CheckpointError: the index, the shards and tensors.json do not name the same tensors.
+    """
+    path = found.path
+    config = json.loads((path / CONFIG).read_bytes())
+    entries = {name: (dtype, tuple(shape), sha) for name, dtype, shape, sha in json.loads((path / TENSORS).read_bytes())}
+    headers = {name: read_header(path / name) for name in sorted(found.manifest["files"]) if name.endswith(".safetensors")}
+    tensors = {
+        tensor.name: (shard, tensor, entries.get(tensor.name, ("", (), ""))[2])
+        for shard, header in headers.items()
+        for tensor in header.tensors
+    }
+    stored = {name: (tensor.dtype, tensor.shape, sha) for name, (_, tensor, sha) in tensors.items()}
+    if stored != entries:
+        raise _differ("shards and tensors.json differ", path, entries, stored)
+    return Checkpoint(path, config, headers, tensors)
+
+
+def verify(found: Object) -> None:
+    """Hash every tensor of a stored checkpoint. Raises CheckpointError naming the first that differs."""
+    opened = open_checkpoint(found)
+    for name, (shard, tensor, expected) in opened.tensors.items():
+        with (opened.path / shard).open("rb") as stream:
+            stream.seek(tensor.begin)
+            actual = digest(stream.read(tensor.size))
+        if actual != expected:
+            raise CheckpointError(
+                "a tensor's bytes have changed", where=f"{opened.path / shard}, {name}", expected=expected, got=actual
+            )
+
+
+def plan_shards(specs: Mapping[str, Spec], layers: int) -> dict[str, Header]:
+    """The headers of a canonical checkpoint's files: embedding, one shard for each layer, final norm and head."""
+    total = layers + 2
+    members: dict[int, list[tuple[str, str, tuple[int, ...]]]] = {}
+    for name, (dtype, shape) in specs.items():
+        layer, _ = families.split_name(name)
+        number = layer + 2 if layer is not None else 1 if name == families.EMBED else total
+        members.setdefault(number, []).append((name, dtype, shape))
+    return {f"model-{n:05d}-of-{total:05d}.safetensors": plan_header(members[n]) for n in sorted(members)}
+
+
+def write_shard(file: Path, header: Header, write_data: Callable[[int], None]) -> None:
+    """Write a header, then let `write_data` fill in the data through the open file."""
+    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        os.write(handle, header.raw)
+        write_data(handle)
+        written = os.fstat(handle).st_size
+    finally:
+        os.close(handle)
+    if written != header.size:
+        raise CheckpointError("a shard has the wrong size", where=file, expected=header.size, got=written)
+
+
+def finish(
+    folder: Path, config: Mapping[str, Any], shards: Mapping[str, Header], sha256: Mapping[str, str], plan: Plan
+) -> Built:
+    """Write config, index and tensors.json beside the shards, and say what the store should keep of them.
+
+    Raises:
+        CheckpointError: the tensors are not exactly those that the config asks for, or differ in dtype.
+    """
+    tensors = {tensor.name: tensor for header in shards.values() for tensor in header.tensors}
+    check_exact(config, {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, folder)
+    entries = [[name, tensor.dtype, list(tensor.shape), sha256[name]] for name, tensor in sorted(tensors.items())]
+    size = sum(tensor.size for tensor in tensors.values())
+    weight_map = {tensor.name: shard for shard, header in shards.items() for tensor in header.tensors}
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
+    dtype = DTYPES[next(iter(tensors.values())).dtype]
+    stable = {key: value for key, value in config.items() if key not in _VOLATILE} | {"dtype": dtype}
+    for name, value in ((CONFIG, stable), (INDEX, index)):
+        (folder / name).write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    lines = ",\n".join(canonical(entry) for entry in entries)
+    (folder / TENSORS).write_text(f"[\n{lines}\n]\n")
+    tokenizer = {name: file_sha256(folder / name) for name in TOKENIZER if (folder / name).is_file()}
+    return Built(
+        files={
+            shard: {"size": header.size, "header_size": len(header.raw), "header_sha256": header.sha256}
+            for shard, header in shards.items()
+        },
+        digest=digest(canonical({"config": stable, "tokenizer": tokenizer, "tensors": entries})),
+        facts={
+            "family": config["model_type"],
+            "layers": len(plan.layers),
+            "parameters": sum(math.prod(tensor.shape) for tensor in tensors.values()),
+            "bytes": size,
+            "dtype": dtype,
+            "plan": plan.to_json(),
+            "seams": list(seams(plan)),
+        },
+    )
+
+
+def check_exact(config: Mapping[str, Any], tensors: Mapping[str, Spec], where: Path) -> None:
+    """Raise CheckpointError unless `tensors` are exactly, in name and shape, what the config asks for, in one dtype.
+
+    transformers loads a checkpoint that lacks layers, or has too many, without an error; so this is ours to do.
+    """
+    expected = families.expected_tensors(config)
+    layers = 1 + max((families.split_name(name)[0] or 0 for name in tensors), default=-1)
+    if layers != config["num_hidden_layers"]:
+        raise CheckpointError(
+            "the config's layer count is not what the file holds",
+            where=f"{where}, num_hidden_layers",
+            expected=config["num_hidden_layers"],
+            got=f"{layers} layers of tensors",
+        )
+    shapes = {name: shape for name, (_, shape) in tensors.items()}
+    if shapes != expected:
+        raise _differ("the tensors are not those that the config asks for", where, expected, shapes)
+    dtypes = {dtype for dtype, _ in tensors.values()}
+    if len(dtypes) != 1 or not dtypes <= set(DTYPES):
+        raise CheckpointError(
+            "mixed or unusable dtypes", where=where, expected=f"one of {', '.join(DTYPES)}", got=", ".join(sorted(dtypes))
+        )
+
+
+def _differ(what: str, where: Path, expected: Mapping[str, Any], got: Mapping[str, Any]) -> CheckpointError:
+    def some(names: Iterable[str]) -> str:
+        listed = sorted(names)
+        return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
+
+    missing, extra = expected.keys() - got.keys(), got.keys() - expected.keys()
+    wrong = [name for name in expected.keys() & got.keys() if expected[name] != got[name]]
+    found = [f"missing {some(missing)}"] * bool(missing) + [f"not expected {some(extra)}"] * bool(extra)
+    found += [f"{name} is {got[name]}, not {expected[name]}" for name in sorted(wrong)[:5]]
+    return CheckpointError(what, where=where, got="; ".join(found))

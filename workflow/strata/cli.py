@@ -1,0 +1,208 @@
+"""`python -m strata <command>`, also installed as `strata`. Each command imports what it needs, when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from strata import progress
+from strata.errors import StrataError, UsageError
+
+OPERATIONS = ("fetch", "init", "merge", "evaluate")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, or that of the error's kind."""
+    options = _parser().parse_args(arguments)
+    try:
+        if getattr(options, "log", None):
+            progress.log_to(options.log)
+        options.run(options)
+        return 0
+    except StrataError as error:
+        _say(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except Exception as error:
+        traceback.print_exc()
+        _say(f"error: unexpected {type(error).__name__}: {error}\n  do:       report it, with the log")
+        return 1
+
+
+def _say(message: str) -> None:
+    print(message, file=progress.terminal)
+    if progress.terminal is not sys.stderr:
+        print(message, file=sys.stderr)  # into the log as well
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="strata", description="Depth up-scaling experiments as one workflow.")
+    parser.add_argument("--root", type=Path, default=Path("results"), help="where results lie (default: results)")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def add(name: str, run: object, text: str, *, config: bool = True, name_of: str = "") -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        if name_of:
+            command.add_argument("name", metavar="NAME", help=name_of)
+        if config:
+            command.add_argument(
+                "--configfile", nargs="+", metavar="FILE", help="config files, later ones win (default: config.yaml)"
+            )
+        return command
+
+    add("ls", _ls, "list the variants and how far each is")
+    add("show", _show, "recipe, plan, digest and scores of a variant", name_of="a variant")
+    add("why", _why, "what would run for a variant, and because of which change", name_of="a variant")
+    add("redo", _redo, "put a variant's results into quarantine and build them again", name_of="a variant")
+    add("verify", _verify, "hash every byte of every variant's checkpoint, sources and evaluations")
+    pin = add("pin", _pin, "fill in sha256 and shape of the sources of a config")
+    pin.add_argument("--suite", metavar="FILE", type=Path, help="pin a suite file instead")
+    pin.add_argument("--shape", action="store_true", help="measure shapes afresh")
+    add("schema", _schema, "print the JSON Schema of the config", config=False).add_argument(
+        "--markdown", action="store_true", help="as a reference for people"
+    )
+    for operation in OPERATIONS:
+        job = add(operation, _job, f"(called by the workflow) one {operation} job", config=False)
+        job.add_argument("recipe", help="its canonical JSON")
+        job.add_argument("--location", default="", help="where a local source lies")
+        job.add_argument("--log", help="file for everything but progress and errors")
+        job.set_defaults(operation=operation)
+    for name, run, text in (
+        ("links", _links, "(called by the workflow) link every variant's name"),
+        ("report", _report, "(called by the workflow) write the report"),
+    ):
+        add(name, run, text).add_argument("--log")
+    add("variant", _variant, "(called by the workflow) link and sum up one variant", name_of="a variant").add_argument("--log")
+    return parser
+
+
+def _job(options: argparse.Namespace) -> None:
+    from strata.recipe import Recipe
+    from strata.runs import recorded
+
+    recipe = Recipe.from_json(options.recipe)
+    if recipe.operation != options.operation:
+        raise UsageError("a recipe of another operation", expected=options.operation, got=recipe.operation)
+    with recorded(options.root, recipe.id):
+        match recipe.operation:
+            case "fetch":
+                from strata.sources import fetch
+
+                fetch(options.root, recipe, options.location)
+            case "init":
+                from strata.initialize import initialize
+
+                initialize(options.root, recipe)
+            case "merge":
+                from strata.merge import merge
+
+                merge(options.root, recipe)
+            case "evaluate":
+                from strata.evaluate import evaluate
+
+                evaluate(options.root, recipe)
+
+
+def _files(options: argparse.Namespace) -> list[str]:
+    return options.configfile or ["config.yaml"]
+
+
+def _experiment(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from strata import experiment
+
+    return experiment.load(_files(options))
+
+
+def _ls(options: argparse.Namespace) -> None:
+    from strata import status
+
+    print(status.listing(options.root, _experiment(options)))
+
+
+def _show(options: argparse.Namespace) -> None:
+    from strata import status
+
+    print(status.description(options.root, _experiment(options), options.name))
+
+
+def _why(options: argparse.Namespace) -> None:
+    from strata import status
+
+    print(status.reasons(options.root, _experiment(options), options.name))
+
+
+def _redo(options: argparse.Namespace) -> None:
+    from strata import status, store
+
+    experiment = _experiment(options)
+    variant = status.variant_of(experiment, options.name)
+    moved = status.reject_variant(options.root, experiment, options.name, "strata redo")
+    goal = str(options.root / "variants" / f"{options.name}.json")
+    command = [sys.executable, "-m", "snakemake", "--cores", "all", goal]
+    if options.configfile:
+        command += ["--configfile", *options.configfile]
+    code = subprocess.run(command, check=False).returncode  # noqa: S603
+    if code:
+        raise UsageError("the rebuild failed", got=f"snakemake exited with {code}", todo="see its messages above")
+    for job in (variant.job, *variant.evaluations):
+        if job.id in moved:
+            same = store.require(options.root, job.id).digest == moved[job.id]
+            print(f"{job.id}: {'the same content as before' if same else 'OTHER CONTENT than before'}")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from strata import checkpoint, status, store
+
+    experiment = _experiment(options)
+    jobs = {job.id: job for v in experiment.variants.values() for job in status.needed(experiment, v)}
+    for id, job in jobs.items():
+        found = store.find(options.root, id)
+        if found:
+            store.verify(found)
+            if job.recipe.kind == "checkpoints":
+                checkpoint.verify(found)
+        print(f"{id}  {'ok' if found else 'not built'}")
+
+
+def _pin(options: argparse.Namespace) -> None:
+    from strata import config, suite
+    from strata.pin import pin
+
+    files = [options.suite] if options.suite else [Path(file) for file in _files(options)]
+    section = suite.load(str(options.suite))[0].sources if options.suite else config.load(files)[0].sources
+    said = [line for file in files for line in pin(file, section, options.shape)]
+    print("\n".join(said) if said else "every source is pinned")
+
+
+def _schema(options: argparse.Namespace) -> None:
+    from strata import reference
+
+    print(reference.markdown() if options.markdown else reference.json_schema(), end="")
+
+
+def _links(options: argparse.Namespace) -> None:
+    from strata.links import link_all
+
+    link_all(options.root, _experiment(options))
+
+
+def _variant(options: argparse.Namespace) -> None:
+    from strata.links import link_one
+
+    link_one(options.root, _experiment(options), options.name)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from strata.report import write_report
+
+    write_report(options.root, _experiment(options))

@@ -1,0 +1,185 @@
+"""Evaluate: one checkpoint on one task group, scored by lm-eval, kept with every item's log-likelihoods.
+
+We own the items, the numerics and the files; lm-eval owns the requests and the scoring. One process per job, one
+model per process, and none of lm-eval's caches, which do not tell models apart.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from strata import store
+from strata.documents import beginning, continuations, read_documents
+from strata.errors import EvaluationError
+from strata.progress import bar
+from strata.recipe import Recipe, canonical, digest
+from strata.sources import FILES
+from strata.statistics import Samples, score
+from strata.store import Built, Object
+
+
+def evaluate(root: Path, recipe: Recipe) -> Object:
+    """Score the checkpoint of an evaluation recipe and publish the samples and scores.
+
+    Raises:
+        StoreError: the checkpoint or the data is missing or damaged.
+        EvaluationError: the loaded model is not the checkpoint, or a score cannot be recomputed from its samples.
+    """
+    return store.publish(root, recipe, lambda folder: _build(root, recipe, folder))
+
+
+def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
+    checkpoint = store.require(root, recipe.parents[0])
+    for source in recipe.sources:
+        store.verify(store.require(root, source))
+    tasks = {name: _documents(root, task) for name, task in recipe.parameters["tasks"].items()}
+    results = _run(checkpoint, recipe.parameters, tasks)
+    scores: dict[str, Any] = {}
+    for name, task in recipe.parameters["tasks"].items():
+        rows = sorted(results["samples"][name], key=lambda row: int(row["doc_id"]))
+        items = [_item(task["kind"], row) for row in rows]
+        _write_lines(folder / f"{name}.jsonl", items)
+        scored = score(Samples(task["kind"], items))
+        _agree(name, scored, results["results"][name])
+        scores[name] = {"kind": task["kind"], **scored, "requests": digest(canonical([row["arguments"] for row in rows]))}
+    return Built(facts={"checkpoint": checkpoint.id, "checkpoint_digest": checkpoint.digest, "scores": scores})
+
+
+def read_samples(found: Object, task: str) -> Samples:
+    """The stored items of one task, from which every number in the report is made."""
+    kind = found.facts["scores"][task]["kind"]
+    return Samples(kind, [json.loads(line) for line in (found.path / f"{task}.jsonl").read_text().splitlines()])
+
+
+def _documents(root: Path, task: Mapping[str, Any]) -> list[dict[str, Any]]:
+    texts = read_documents(store.require(root, task["source"]).path / FILES)
+    if task["kind"] == "bits_per_byte":
+        return [{"id": name, "text": beginning(text, task["bytes"])} for name, text in texts.items()]
+    shortest, longest = task["characters"]
+    return continuations(
+        texts, items=task["items"], choices=task["choices"], characters=(shortest, longest), seed=task["seed"]
+    )
+
+
+def _run(checkpoint: Object, parameters: Mapping[str, Any], documents: dict[str, list[dict[str, Any]]]) -> Any:
+    """lm-eval's results for these documents, with samples."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import datasets
+    import lm_eval
+    import torch
+    from lm_eval.api.task import ConfigurableTask
+
+    numerics = parameters["numerics"]
+    torch.manual_seed(numerics["seed"])
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    model = _load(checkpoint, numerics, parameters["device"])
+    tasks = {}
+    for name, task in parameters["tasks"].items():
+        data = datasets.DatasetDict({"test": datasets.Dataset.from_list(documents[name])})
+        settings = {**_TASKS[task["kind"]], "task": name, "test_split": "test", "num_fewshot": 0}
+        # lm-eval hands the task's metadata to the loader; these documents need none of it.
+        tasks[name] = ConfigurableTask(config={**settings, "custom_dataset": lambda data=data, **_: data})
+    loaded = {"tasks": tasks, "groups": {}, "group_map": {}}
+    results = lm_eval.evaluate(model, loaded, bootstrap_iters=0, log_samples=True)
+    if results is None:
+        raise EvaluationError("lm-eval returned nothing", expected="results of rank 0")
+    return results
+
+
+def _load(checkpoint: Object, numerics: Mapping[str, Any], device: str) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    class Model(HFLM):
+        """HFLM with our progress bar: it counts the tokens of forward passes."""
+
+        bar: Any = None
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            total = sum(len(self.tok_encode(request.args[0])) for request in requests)
+            with bar(f"{checkpoint.id[:14]} text", total, "tok") as self.bar:
+                result = super().loglikelihood_rolling(requests, True)
+            self.bar = None
+            return result
+
+        def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None) -> Any:
+            if self.bar is not None:  # called by the rolling one
+                return super()._loglikelihood_tokens(requests, True, override_bs)
+            total = sum(len(context) + len(continuation) - 1 for _, context, continuation in requests)
+            with bar(f"{checkpoint.id[:14]} choices", total, "tok") as self.bar:
+                result = super()._loglikelihood_tokens(requests, True, override_bs)
+            self.bar = None
+            return result
+
+        def _model_call(self, inps: Any, *args: Any, **options: Any) -> Any:
+            logits = super()._model_call(inps, *args, **options)
+            self.bar.update(inps.numel())
+            return logits
+
+    model = Model(
+        pretrained=str(checkpoint.path),
+        dtype=numerics["dtype"],
+        softmax_dtype="float32",
+        device=device,
+        batch_size=numerics["batch_size"],
+        max_length=numerics["max_length"],
+        add_bos_token=numerics["add_bos_token"],
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+    # transformers runs as many layers as config.json says and draws missing weights at random, without an error.
+    facts, loaded = checkpoint.facts, (len(model.model.model.layers), model.model.num_parameters())
+    if loaded != (facts["layers"], facts["parameters"]):
+        raise EvaluationError(
+            "the loaded model is not the checkpoint",
+            where=checkpoint.path,
+            expected=f"{facts['layers']} layers, {facts['parameters']:,} parameters",
+            got=f"{loaded[0]} layers, {loaded[1]:,} parameters",
+        )
+    return model
+
+
+_TASKS: dict[str, dict[str, Any]] = {
+    "bits_per_byte": {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": lambda doc: doc["text"],
+        "metric_list": [{"metric": "bits_per_byte"}],
+    },
+    "continuation": {
+        "output_type": "multiple_choice",
+        "doc_to_text": lambda doc: doc["context"],
+        "doc_to_target": lambda doc: doc["answer"],
+        "doc_to_choice": lambda doc: doc["choices"],
+        "target_delimiter": " ",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    },
+}
+
+
+def _item(kind: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of lm-eval's sample: enough to make every number again."""
+    doc = row["doc"]
+    if kind == "bits_per_byte":
+        loglikelihood, size = row["bits_per_byte"]
+        return {"id": doc["id"], "loglikelihood": float(loglikelihood), "bytes": int(size)}
+    likelihoods = [float(response[0]) for response in row["filtered_resps"]]
+    return {**doc, "loglikelihoods": likelihoods, "characters": [len(choice) for choice in doc["choices"]]}
+
+
+def _agree(task: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """The score made from the samples must be the one that lm-eval reports."""
+    expected = theirs[f"{ours['metric']},none"]
+    if not math.isclose(ours["value"], expected, rel_tol=1e-9):
+        raise EvaluationError(
+            "the score cannot be recomputed from its samples", where=task, expected=expected, got=ours["value"]
+        )
+
+
+def _write_lines(file: Path, items: list[dict[str, Any]]) -> None:
+    file.write_text("".join(canonical(item) + "\n" for item in items))

@@ -1,0 +1,45 @@
+"""Run records: when, where and how a job ran. Volatile, beside the store, never part of an id or a table."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+from strata.store import write_atomically
+
+PACKAGES = ("torch", "transformers", "lm_eval", "safetensors", "gguf", "numpy", "snakemake")
+
+
+@contextmanager
+def recorded(root: Path, id: str) -> Iterator[None]:
+    """Write `runs/<id>.json` when the block ends well: host, time, seconds, peak memory, versions."""
+    started, clock = datetime.now(timezone.utc), time.monotonic()
+    yield
+    record = {
+        "id": id,
+        "host": socket.gethostname(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - clock, 2),
+        "peak_memory_mb": peak_memory_mb(),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+    write_atomically(root / "runs" / f"{id}.json", (json.dumps(record, indent=1) + "\n").encode())
+
+
+def peak_memory_mb() -> int | None:
+    """The most memory this process has held. Not getrusage's: that one starts at the parent's size."""
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found[1]) // 1024 if found else None

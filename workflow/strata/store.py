@@ -1,0 +1,310 @@
+"""The store: content-addressed objects, published by one rename. Knows bytes and ids, nothing of models.
+
+    results/<kind>/<id>/       the object: files 0444, directory 0555, its manifest.json written last
+    results/<kind>/<id>.json   a byte copy of the manifest, 0644: the workflow's target; it may vanish at any time
+
+Invariants: what is visible under an id is complete; an object is never changed, only moved to quarantine; no lock,
+mtime or listing decides what is valid.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from strata.errors import NonDeterministic, SpaceError, StoreError
+from strata.recipe import DETERMINISTIC, Recipe, canonical, digest, kind_of
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+HASHED_ON_READ = 16 << 20  # bytes; larger files are hashed by a full verification only
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a builder says of the files it wrote: those it hashed itself, its content digest, and facts to keep.
+
+    `files` maps a name to {"size", "header_size", "header_sha256"}; the store hashes every file not in it. `digest`
+    is the content's identity where bytes alone are not it; by default it is taken over the files.
+    """
+
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    digest: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Object:
+    """A complete object: where it lies, and its manifest."""
+
+    id: str
+    path: Path
+    manifest: dict[str, Any] = field(repr=False)
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe.from_json(self.manifest["recipe"])
+
+    @property
+    def digest(self) -> str:
+        return str(self.manifest["digest"])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return dict(self.manifest["facts"])
+
+
+def target(root: Path, id: str) -> Path:
+    """The manifest copy that stands for the object in the workflow."""
+    return root / kind_of(id) / f"{id}.json"
+
+
+def find(root: Path, id: str) -> Object | None:
+    """The object with this id, checked cheaply: manifest, recipe, names, sizes, small files and headers.
+
+    Returns None when there is none.
+
+    Raises:
+        StoreError: it is damaged. It is left in place: `reject` moves it away.
+    """
+    path = root / kind_of(id) / id
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        if path.is_dir():
+            raise _damaged(id, path, "manifest.json", "a file", "missing") from None
+        return None
+    except ValueError:
+        raise _damaged(id, path, "manifest.json", "JSON", "something else") from None
+    found = Object(id, path, manifest)
+    _check(found, HASHED_ON_READ)
+    return found
+
+
+def require(root: Path, id: str) -> Object:
+    """The object with this id. Raises StoreError when it is missing or damaged."""
+    found = find(root, id)
+    if found is None:
+        raise StoreError("not in the store", where=root / kind_of(id) / id, todo="run snakemake: it builds what is missing")
+    return found
+
+
+def verify(found: Object) -> None:
+    """Hash every file of an object that has a hash of its own. Raises StoreError naming the first that differs."""
+    _check(found, None)
+
+
+def publish(root: Path, recipe: Recipe, build: Callable[[Path], Built]) -> Object:
+    """The object of this recipe: the one in the store, or else what `build` writes into the folder it is given.
+
+    An existing object costs a check and a new manifest copy. A process that loses a race drops its own work.
+
+    Raises:
+        StoreError: the object in the store is damaged; it is in quarantine now, and the next run rebuilds it.
+        NonDeterministic: another process published other content for the same deterministic recipe.
+        SpaceError: no space, or no permission.
+    """
+    with disk_errors(root):
+        _mark(root)
+        done = _accept(root, recipe)
+        if done is None:
+            done = _build(root, recipe, build)
+        _copy_manifest(root, done)
+    return done
+
+
+def reject(root: Path, id: str, reason: str) -> Path | None:
+    """Move an object to quarantine with the reason beside it. Nothing is deleted. Returns where it went."""
+    path = root / kind_of(id) / id
+    target(root, id).unlink(missing_ok=True)
+    if not path.is_dir():
+        return None
+    place = root / "quarantine" / f"{id}.{secrets.token_hex(4)}"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o755)  # a folder that is read-only cannot be moved to another parent
+    path.rename(place)
+    place.chmod(0o555)
+    place.with_name(f"{place.name}.txt").write_text(reason + "\n")
+    return place
+
+
+def write_atomically(file: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write a small file so that readers see the old or the new one, never a part."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        scratch.write_bytes(data)
+        scratch.chmod(mode)
+        scratch.replace(file)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_errors(root: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into an error that names it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(root).free if root.is_dir() else 0
+            todo = "free some space and run again: nothing half-written was left"
+            raise SpaceError("the disk is full", where=error.filename or root, got=f"{free:,} bytes free", todo=todo) from None
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise SpaceError("cannot write to the store", where=error.filename or root, got=error.strerror) from None
+        raise
+
+
+def _accept(root: Path, recipe: Recipe) -> Object | None:
+    """The object that is already there, when it is whole and was made from this very recipe."""
+    try:
+        found = find(root, recipe.id)
+        if found is not None and canonical(found.manifest["recipe"]) != recipe.canonical:
+            raise _damaged(recipe.id, found.path, "recipe", recipe.canonical[:200], "another one")
+    except StoreError as error:
+        place = reject(root, recipe.id, str(error))
+        raise StoreError(f"{error}\nIt was moved to {place}; run again to rebuild it.") from None
+    return found
+
+
+def _build(root: Path, recipe: Recipe, build: Callable[[Path], Built]) -> Object:
+    home = root / recipe.kind
+    home.mkdir(parents=True, exist_ok=True)
+    scratch = root / "tmp" / f"{recipe.id}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+    scratch.mkdir(parents=True)
+    try:
+        built = build(scratch)
+        manifest = _manifest(scratch, recipe, built)
+        (scratch / MANIFEST).write_bytes(_encode(manifest))
+        _seal(scratch)
+        return _rename(root, scratch, Object(recipe.id, home / recipe.id, manifest))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _manifest(scratch: Path, recipe: Recipe, built: Built) -> dict[str, Any]:
+    files = dict(built.files)
+    for file in sorted(path for path in scratch.rglob("*") if path.is_file()):
+        name = file.relative_to(scratch).as_posix()
+        if name not in files:
+            files[name] = {"size": file.stat().st_size, "sha256": file_sha256(file)}
+    return {
+        "format": FORMAT,
+        "id": recipe.id,
+        "recipe": recipe.to_json(),
+        "digest": built.digest or digest(canonical(files)),
+        "facts": built.facts,
+        "files": dict(sorted(files.items())),
+    }
+
+
+def _seal(folder: Path) -> None:
+    """Make every file read-only and durable before the folder gets its name."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_file():
+            path.chmod(0o444)
+        _sync(path)
+    _sync(folder)
+
+
+def _rename(root: Path, scratch: Path, made: Object) -> Object:
+    try:
+        scratch.rename(made.path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        won = require(root, made.id)
+        if made.recipe.operation in DETERMINISTIC and won.digest != made.digest:
+            raise NonDeterministic(
+                "one recipe gave two contents",
+                where=won.path,
+                expected=f"digest {won.digest}",
+                got=made.digest,
+                todo="report it: this operation must not depend on the machine",
+            ) from None
+        return won
+    _sync(made.path.parent)
+    for folder in [made.path, *(path for path in made.path.rglob("*") if path.is_dir())]:
+        folder.chmod(0o555)
+    return made
+
+
+def _copy_manifest(root: Path, done: Object) -> None:
+    write_atomically(target(root, done.id), _encode(done.manifest))
+
+
+def _check(found: Object, hash_up_to: int | None) -> None:
+    id, path, manifest = found.id, found.path, found.manifest
+    try:
+        if manifest["format"] != FORMAT:
+            raise _damaged(id, path, "format", FORMAT, manifest["format"])
+        if manifest["id"] != id or Recipe.from_json(manifest["recipe"]).id != id:
+            raise _damaged(id, path, "id", id, manifest["id"])
+        files = manifest["files"]
+        present = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()} - {MANIFEST}
+        if present != set(files):
+            raise _damaged(id, path, "files", len(files), sorted(present ^ set(files))[:5])
+        for name, entry in files.items():
+            _check_file(found, name, entry, hash_up_to)
+    except (KeyError, TypeError) as error:
+        raise _damaged(id, path, MANIFEST, "a manifest", f"no {error}") from None
+
+
+def _check_file(found: Object, name: str, entry: dict[str, Any], hash_up_to: int | None) -> None:
+    file = found.path / name
+    size = file.stat().st_size
+    if size != entry["size"]:
+        raise _damaged(found.id, file, "size", entry["size"], size)
+    if "header_sha256" in entry:
+        with file.open("rb") as stream:
+            actual = digest(stream.read(entry["header_size"]))
+        if actual != entry["header_sha256"]:
+            raise _damaged(found.id, file, "sha256 of the header", entry["header_sha256"], actual)
+    elif hash_up_to is None or size <= hash_up_to:
+        actual = file_sha256(file)
+        if actual != entry["sha256"]:
+            raise _damaged(found.id, file, "sha256", entry["sha256"], actual)
+
+
+def file_sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _mark(root: Path) -> None:
+    """Write the store's version once, and refuse a store of another version."""
+    marker = root / "store.json"
+    if not marker.exists():
+        write_atomically(marker, _encode({"format": FORMAT}))
+    try:
+        version = json.loads(marker.read_bytes())["format"]
+    except (ValueError, KeyError, TypeError):
+        version = "unreadable"
+    if version != FORMAT:
+        raise StoreError("a store of another version", where=marker, expected=FORMAT, got=version, todo="use its Strata")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _encode(manifest: dict[str, Any]) -> bytes:
+    return (json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _damaged(id: str, where: Path, what: str, expected: object, got: object) -> StoreError:
+    return StoreError(f"{id} is damaged: {what}", where=where, expected=expected, got=got)
