@@ -18,7 +18,7 @@ sources:
 variants:
   base: {init: {source: m}}
   dus: {parent: base, merge: {method: dus, drop: 1}}
-""" % ("0" * 64)
+""" % ("a" * 64)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ variants:
         ("init: {source: m}", "initt: {source: m}", ["cannot tell what this is", "init, merge", "initt"]),
         ("parent: base, ", "", ["give either `parent` or `parents`"]),
         ("parent: base", "parents: [base, base]", ["exactly one parent"]),
-        ("0" * 64, "abc", ["sources.m.sha256", "match pattern"]),
+        ("a" * 64, "abc", ["sources.m.sha256", "match pattern"]),
         ("family: llama", "family: lama", ["sources.m.shape.family", "'llama' or 'mistral'", "'lama'"]),
         ("variants:", "device: gpu\nvariants:", ["device", "'cpu' or 'cuda'"]),
         ("sources:", "__use_yte__: true\nsources:", ["makes a config run code"]),

@@ -1,0 +1,227 @@
+"""The store's promises: visible means complete, nothing valid is lost, nothing damaged is used."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from strata import store
+from strata.errors import NonDeterministic, SpaceError, StoreError
+from strata.recipe import Recipe
+from strata.store import Built
+
+from conftest import flip
+
+RECIPE = Recipe("merge", {"method": "dus", "drop": 1})
+SCORE = Recipe("evaluate", {"suite": "x"})
+
+
+def writing(text: str = "hello", **built: Any) -> Any:
+    def build(folder: Path) -> Built:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "a.txt").write_text(text)
+        (folder / "b.txt").write_text("b")
+        return Built(**built)
+
+    return build
+
+
+def failing(folder: Path) -> Built:
+    (folder / "half.txt").write_text("half")
+    raise RuntimeError("died")
+
+
+def never(folder: Path) -> Built:
+    raise AssertionError("built again")
+
+
+def test_an_object_is_read_only_and_its_copy_is_its_manifest(tmp_path: Path) -> None:
+    made = store.publish(tmp_path, RECIPE, writing(facts={"x": 1}))
+    assert made.path == tmp_path / "checkpoints" / RECIPE.id
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [made.path, *made.path.rglob("*")]}
+    assert modes == {RECIPE.id: 0o555, "sub": 0o555, "a.txt": 0o444, "b.txt": 0o444, "manifest.json": 0o444}
+    copy = store.target(tmp_path, RECIPE.id)
+    assert copy.read_bytes() == (made.path / "manifest.json").read_bytes()
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o644
+    assert store.require(tmp_path, RECIPE.id).facts == {"x": 1}
+
+
+def test_a_second_publish_builds_nothing_and_restores_the_copy(tmp_path: Path) -> None:
+    made = store.publish(tmp_path, RECIPE, writing())
+    store.target(tmp_path, RECIPE.id).unlink()
+    assert store.publish(tmp_path, RECIPE, never) == made
+    assert store.target(tmp_path, RECIPE.id).is_file()
+
+
+def test_a_builder_that_dies_leaves_nothing_visible(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="died"):
+        store.publish(tmp_path, RECIPE, failing)
+    assert store.find(tmp_path, RECIPE.id) is None
+    assert not store.target(tmp_path, RECIPE.id).exists()
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("syscall", ["write", "fsync", "fchmodat", "chmod", "rename", "renameat", "renameat2"])
+def test_killed_at_any_call_an_object_is_whole_or_not_there(tmp_path: Path, syscall: str) -> None:
+    """strace kills the process at the n-th such call, for every n until it gets through."""
+    if subprocess.run(["which", "strace"], capture_output=True).returncode:
+        pytest.skip("strace is not installed")
+    script = (
+        "from pathlib import Path; from strata import store; from strata.recipe import Recipe; from strata.store import Built\n"
+        "def build(f):\n (f / 'a').write_text('x' * 9000); (f / 'b').write_text('b'); return Built()\n"
+        f"store.publish(Path({str(tmp_path)!r}), Recipe('merge', {{'method': 'dus', 'drop': 1}}), build)"
+    )
+    for number in range(1, 30):
+        command = ["strace", "-f", "-qq", "-e", f"trace={syscall}", "-e", f"inject={syscall}:signal=KILL:when={number}"]
+        code = subprocess.run([*command, sys.executable, "-c", script], capture_output=True, env={**os.environ, "PYTHONPATH": ":".join(sys.path)}).returncode
+        found = store.find(tmp_path, RECIPE.id)
+        if found:
+            store.verify(found)
+        if code == 0:
+            assert found is not None
+            break
+    else:
+        raise AssertionError("never got through")
+
+
+@pytest.mark.parametrize("name", ["sub/a.txt", "b.txt", "manifest.json"])
+def test_every_flipped_byte_of_a_file_is_found(tmp_path: Path, name: str) -> None:
+    made = store.publish(tmp_path, RECIPE, writing())
+    file = made.path / name
+    content = file.read_bytes()
+    for offset in range(len(content)):
+        flip(file, offset)
+        with pytest.raises(StoreError):
+            store.verify(store.require(tmp_path, RECIPE.id))
+        file.write_bytes(content)
+    store.verify(store.require(tmp_path, RECIPE.id))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "append", "remove", "add", "empty manifest", "no manifest"])
+def test_a_damaged_object_goes_to_quarantine_and_is_rebuilt_by_the_next_run(tmp_path: Path, damage: str) -> None:
+    made = store.publish(tmp_path, RECIPE, writing())
+    made.path.chmod(0o755)
+    file, manifest = made.path / "b.txt", made.path / "manifest.json"
+    for path in (file, manifest):
+        path.chmod(0o644)
+    match damage:
+        case "truncate":
+            file.write_text("")
+        case "append":
+            file.write_text("bb")
+        case "remove":
+            file.unlink()
+        case "add":
+            (made.path / "c.txt").write_text("c")
+        case "empty manifest":
+            manifest.write_text("{}")
+        case "no manifest":
+            manifest.unlink()
+    with pytest.raises(StoreError, match="quarantine"):
+        store.publish(tmp_path, RECIPE, never)
+    kept = [path for path in (tmp_path / "quarantine").iterdir() if path.is_dir()]
+    assert [path.name.split(".")[0] for path in kept] == [RECIPE.id]
+    assert (tmp_path / "quarantine" / f"{kept[0].name}.txt").read_text()
+    store.verify(store.publish(tmp_path, RECIPE, writing()))
+
+
+def race(tmp_path: Path, recipe: Recipe, winner: str, loser: str) -> store.Object:
+    """Publish `winner` while `loser` is being built."""
+
+    def slow(folder: Path) -> Built:
+        built = writing(loser)(folder)
+        store.publish(tmp_path, recipe, writing(winner))
+        return built
+
+    return store.publish(tmp_path, recipe, slow)
+
+
+def test_the_loser_of_a_race_takes_the_winners_object(tmp_path: Path) -> None:
+    assert (race(tmp_path, RECIPE, "same", "same").path / "sub" / "a.txt").read_text() == "same"
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_two_contents_of_a_deterministic_recipe_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(NonDeterministic, match="two contents"):
+        race(tmp_path, RECIPE, "one", "other")
+    assert (store.require(tmp_path, RECIPE.id).path / "sub" / "a.txt").read_text() == "one"
+
+
+def test_of_two_evaluations_the_first_published_wins(tmp_path: Path) -> None:
+    assert (race(tmp_path, SCORE, "one", "other").path / "sub" / "a.txt").read_text() == "one"
+
+
+def test_eight_processes_racing_for_one_id_agree(tmp_path: Path) -> None:
+    script = (
+        "from pathlib import Path; from strata import store; from strata.recipe import Recipe; from strata.store import Built\n"
+        "import os, sys\n"
+        "def build(f):\n (f / 'a').write_text(str(os.getpid())); return Built()\n"
+        "for n in range(20):\n"
+        f" print(store.publish(Path({str(tmp_path)!r}), Recipe('evaluate', {{'n': n}}), build).digest)"
+    )
+    env = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    running = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=env) for _ in range(8)]
+    outputs = {process.communicate()[0] for process in running}
+    assert [process.returncode for process in running] == [0] * 8
+    assert len(outputs) == 1
+    assert len(outputs.pop().split()) == 20
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_another_recipe_under_the_same_id_is_never_a_hit(tmp_path: Path) -> None:
+    made = store.publish(tmp_path, RECIPE, writing())
+    manifest = json.loads((made.path / "manifest.json").read_text())
+    manifest["recipe"]["parameters"]["drop"] = 2
+    (made.path / "manifest.json").chmod(0o644)
+    (made.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match="damaged: id"):
+        store.require(tmp_path, RECIPE.id)
+
+
+def test_a_store_of_another_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "store.json").write_text('{"format": 99}')
+    with pytest.raises(StoreError, match="another version"):
+        store.publish(tmp_path, RECIPE, writing())
+
+
+def test_a_store_may_be_moved(tmp_path: Path) -> None:
+    store.publish(tmp_path / "a", RECIPE, writing())
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert store.publish(tmp_path / "b", RECIPE, never).path.is_dir()
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    def full(folder: Path) -> Built:
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder / "x"))
+
+    with pytest.raises(SpaceError, match="the disk is full"):
+        store.publish(tmp_path, RECIPE, full)
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_real_full_disk(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True).returncode:
+        pytest.skip("this machine does not let us mount a small disk")
+    try:
+        store.publish(disk, RECIPE, writing())
+
+        def large(folder: Path) -> Built:
+            (folder / "x").write_bytes(b"x" * (2 << 20))
+            return Built()
+
+        with pytest.raises(SpaceError, match="the disk is full"):
+            store.publish(disk, SCORE, large)
+        store.verify(store.require(disk, RECIPE.id))
+        assert list((disk / "tmp").iterdir()) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)
