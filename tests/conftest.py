@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,3 +118,64 @@ def flip(file: Path, offset: int) -> None:
 
 def read_json(file: Path) -> Any:
     return json.loads(file.read_text())
+
+
+SUITE = """\
+suite: tiny
+version: 1
+sources:
+  notes: {{path: {documents}, sha256: {sha256}}}
+numerics: {{dtype: float32, batch_size: 3, max_length: 128, add_bos_token: false, seed: 1}}
+tasks:
+  text: {{kind: bits_per_byte, source: notes, bytes: 150}}
+  next: {{kind: continuation, source: notes, items: 9, choices: 3, characters: [10, 60], seed: 5}}
+groups:
+  all: [text, next]
+"""
+
+VARIANTS = """\
+  base: {init: {source: m}}
+  dus: {parent: base, merge: {method: dus, drop: 1}}
+  same: {parent: base, merge: {method: dus, drop: 1}}
+  stacked: {parent: base, merge: {method: dus, drop: 0}}
+"""
+
+
+def write_experiment(folder: Path, model: Path, variants: str = VARIANTS, suites: str = "[tiny.yaml]") -> Path:
+    """A whole small experiment in `folder`: documents, a suite and a config over a saved model."""
+    documents = folder / "documents"
+    documents.mkdir(parents=True, exist_ok=True)
+    for name in ("ant", "bee", "cow"):
+        lines = (f"The {name} number {n} walks over field {n * 7 % 11}." for n in range(12))
+        (documents / f"{name}.txt").write_text(" ".join(lines))
+    (folder / "tiny.yaml").write_text(SUITE.format(documents=documents, sha256=tree_sha256(documents)))
+    source = f"{{path: {model}, sha256: {tree_sha256(model)}, shape: {shape_text(model)}}}"
+    (folder / "config.yaml").write_text(f"sources:\n  m: {source}\nvariants:\n{variants}suites: {suites}\n")
+    return folder
+
+
+def snakemake(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the workflow in `folder`; stdout and stderr come back together."""
+    command = [sys.executable, "-m", "snakemake", "-s", str(REPOSITORY / "Snakefile"), "--cores", "2", *arguments]
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | environment
+    return subprocess.run(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def strata(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run one command of the package in `folder`."""
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY / "workflow"), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.run([sys.executable, "-m", "strata", *arguments], cwd=folder, env=env, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def finished_once(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
+    folder = write_experiment(tmp_path_factory.mktemp("finished"), llama)
+    run = snakemake(folder)
+    assert run.returncode == 0, run.stdout
+    return folder
+
+
+@pytest.fixture
+def finished(finished_once: Path, tmp_path: Path) -> Path:
+    """A finished run of the small experiment, this test's own to change."""
+    return Path(shutil.copytree(finished_once, tmp_path / "run", symlinks=True))

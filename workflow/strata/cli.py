@@ -148,7 +148,8 @@ def _redo(options: argparse.Namespace) -> None:
     variant = status.variant_of(experiment, options.name)
     moved = status.reject_variant(options.root, experiment, options.name, "strata redo")
     goal = str(options.root / "variants" / f"{options.name}.json")
-    command = [sys.executable, "-m", "snakemake", "--cores", "all", goal]
+    snakefile = str(Path(__file__).parents[2] / "Snakefile")
+    command = [sys.executable, "-m", "snakemake", "-s", snakefile, "--cores", "all", goal]
     if options.configfile:
         command += ["--configfile", *options.configfile]
     code = subprocess.run(command, check=False).returncode  # noqa: S603

@@ -6,6 +6,7 @@ every mark and must come out byte-identical, and it spares every installation a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from markupsafe import Markup
@@ -50,34 +51,42 @@ def layer_plans(rows: Sequence[tuple[str, Plan, tuple[int, ...]]]) -> Markup:
 
 
 def scores(title: str, rows: Sequence[tuple[str, float, float]], guess: float | None) -> Markup:
-    """A dot with its 95 % interval for each (name, value, standard error); dashed: the first row and guessing."""
+    """A dot with its 95 % interval for each (name, value, standard error); dashed: the first row, and guessing."""
     shown = rows[:ROWS]
-    marks = [value + side * 1.96 * error for _, value, error in shown for side in (-1, 1)]
-    low, high = min([*marks, *([guess] if guess is not None else [])]), max(marks)
-    room = (high - low) * 0.05 or 0.05
-    low, high = low - room, high + room
+    edges = [value + side * 1.96 * error for _, value, error in shown for side in (-1, 1)]
+    ticks = _ticks(min([*edges, *([guess] if guess is not None else [])]), max(edges))
+    low, high, top = ticks[0], ticks[-1], 38
 
-    def x(value: float) -> str:
-        return f"{_LABEL + (value - low) / (high - low) * (_WIDTH - _LABEL - 20):.2f}"
+    def x(value: float) -> float:
+        return _LABEL + (value - low) / (high - low) * (_WIDTH - _LABEL - 20)
 
-    bottom = len(shown) * _ROW
-    parts: list[Markup] = []
-    for value, label in ((shown[0][1], shown[0][0]), (guess, "chance")):
-        if value is not None:
-            line = Markup('<line x1="{0}" x2="{0}" y1="0" y2="{1}" class="guide"><title>{2}</title></line>')
-            parts.append(line.format(x(value), bottom, f"{label}: {value:.3f}"))
+    bottom = top + len(shown) * _ROW
+    parts = [_text(_LABEL, 14, title, "start")]
+    for place in ticks:
+        parts.append(_text(x(place), bottom + 18, f"{place:.10g}", "middle", "tick"))
+    for guide, label in ((shown[0][1], shown[0][0]), (guess, "chance")):
+        if guide is not None:
+            line = Markup('<line x1="{0:.2f}" x2="{0:.2f}" y1="{1}" y2="{2}" class="guide"/>')
+            parts += [line.format(x(guide), top, bottom), _text(x(guide), top - 4, label, "middle", "tick")]
     for number, (name, value, error) in enumerate(shown):
-        y = number * _ROW + 13
+        y = top + number * _ROW + 13
         parts.append(_text(_LABEL - 10, y + 4, name, "end"))
-        bar = Markup('<line x1="{}" x2="{}" y1="{y}" y2="{y}" class="interval"/>')
+        bar = Markup('<line x1="{:.2f}" x2="{:.2f}" y1="{y}" y2="{y}" class="interval"/>')
         parts.append(bar.format(x(value - 1.96 * error), x(value + 1.96 * error), y=y))
-        dot = Markup('<circle cx="{}" cy="{}" r="5" class="dot"><title>{}</title></circle>')
+        dot = Markup('<circle cx="{:.2f}" cy="{}" r="5" class="dot"><title>{}</title></circle>')
         parts.append(dot.format(x(value), y, f"{name}: {value:.4f} ± {error:.4f}"))
-    for step in range(6):
-        value = low + (high - low) * step / 5
-        parts.append(_text(float(x(value)), bottom + 18, f"{value:.2f}", "middle", "tick"))
-    parts.append(_text(_WIDTH - 20, bottom + 36, title + (", dashed left: chance" if guess is not None else ""), "end", "tick"))
-    return _svg(parts, bottom + 44, title)
+    if len(rows) > ROWS:
+        parts.append(_text(_LABEL, bottom + 36, f"the first {ROWS} of {len(rows)} variants", "start", "tick"))
+    return _svg(parts, bottom + (40 if len(rows) > ROWS else 24), title)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers in equal steps that enclose low..high, four to nine of them."""
+    span = max(high - low, 1e-9)
+    power = 10.0 ** math.floor(math.log10(span))
+    step = next(power * size for size in (0.2, 0.25, 0.5, 1, 2) if span / (power * size) <= 7)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [round(number * step, 12) for number in range(first, last + 1)]
 
 
 def _colour(place: float) -> str:

@@ -85,12 +85,15 @@ def collect(root: Path, experiment: Experiment) -> Table:
     for variant in experiment.variants.values():
         samples[variant.name] = _samples(root, variant)
     first = next(iter(samples.values()))
-    columns = tuple(
-        Column(suite, task, METRICS[found.kind], len(found.items), chance(found)) for (suite, task), (found, _) in first.items()
-    )
+    keys = [(suite.suite, task) for suite in experiment.suites for task in suite.tasks]
+    columns = tuple(_column(*key, first[key][0]) for key in keys)
     traced: dict[str, Plan] = {}
     rows = tuple(_row(root, experiment, variant, columns, samples, traced) for variant in experiment.variants.values())
     return Table(columns, rows)
+
+
+def _column(suite: str, task: str, found: Samples) -> Column:
+    return Column(suite, task, METRICS[found.kind], len(found.items), chance(found))
 
 
 def base_of(experiment: Experiment, name: str) -> str:

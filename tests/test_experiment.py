@@ -1,0 +1,117 @@
+"""The config as recipes: ids known before a weight is read, and mistakes found before a job starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from strata import experiment
+from strata.errors import ConfigError, SourceError
+
+Write = Callable[..., Path]
+SHAPE = "{family: llama, layers: 30, parameters: 134515008, bytes: 269030016, dtype: bfloat16}"
+SHA = "a" * 64
+
+
+def text(variants: str, source: str = f"{{path: model, sha256: {SHA}, shape: {SHAPE}}}") -> str:
+    return f"sources:\n  m: {source}\nvariants:\n  base: {{init: {{source: m, architecture: llama}}}}\n{variants}"
+
+
+DUS = "  dus: {parent: base, merge: {method: dus, drop: 6}}\n"
+
+
+def test_a_chain_of_variants_gets_its_depths(write_config: Write) -> None:
+    twice = "  twice: {parent: dus, merge: {method: interlocked, drop: 40, group: 2}}\n"
+    loaded = experiment.load([write_config(text(twice + DUS))])
+    assert {name: v.job.shape.layers for name, v in loaded.variants.items() if v.job.shape} == {"base": 30, "twice": 16, "dus": 48}
+    assert loaded.variants["twice"].job.recipe.parents == (loaded.variants["dus"].job.id,)
+
+
+def test_two_variants_with_one_recipe_are_one_job(write_config: Write) -> None:
+    loaded = experiment.load([write_config(text(DUS + DUS.replace("dus:", "same:", 1)))])
+    assert loaded.variants["dus"].job.id == loaded.variants["same"].job.id
+    assert sum(id.startswith("merge-") for id in loaded.jobs) == 1
+
+
+def test_names_order_paths_and_comments_are_not_part_of_an_id(write_config: Write) -> None:
+    one = experiment.load([write_config(text(DUS))])
+    other = text("  x: {merge: {drop: 6, method: dus}, parents: [b]}\n").replace("base:", "b:").replace("path: model", "path: /moved")
+    two = experiment.load([write_config("# a comment\n" + other)])
+    assert set(one.jobs) == set(two.jobs)
+
+
+def test_a_change_touches_only_what_rests_on_it(write_config: Write) -> None:
+    other = "  idus: {parent: base, merge: {method: interlocked, drop: 6, group: 6}}\n"
+    one = experiment.load([write_config(text(DUS + other))]).variants
+    two = experiment.load([write_config(text(DUS.replace("6", "8") + other))]).variants
+    assert one["dus"].job.id != two["dus"].job.id
+    assert (one["base"], one["idus"]) == (two["base"], two["idus"])
+
+
+def test_a_local_path_is_told_to_its_job_but_is_not_in_the_recipe(write_config: Write) -> None:
+    source = experiment.load([write_config(text(DUS))]).sources["m"]
+    assert source.location == "model"
+    assert "model" not in source.recipe.canonical
+
+
+@pytest.mark.parametrize(
+    ("variants", "expected"),
+    [
+        ("  a: {parent: bsae, merge: {method: dus, drop: 1}}\n", ["has a parent that does not exist", "config.yaml:5, variants.a.parent", "bsae"]),
+        ("  a: {parent: a, merge: {method: dus, drop: 1}}\n", ["`a` is its own ancestor", "a <- a"]),
+        ("  a: {parent: b, merge: {method: dus, drop: 1}}\n  b: {parent: a, merge: {method: dus, drop: 1}}\n", ["own ancestor", "a <- b <- a"]),
+        ("  a: {parent: base, merge: {method: dus, drop: 30}}\n", ["`drop` is out of range", "variants.a.merge.drop", "0 to 29", "30 layers", "got:      30"]),
+        ("  a: {parent: base, merge: {method: interlocked, drop: 6, group: 25}}\n", ["`group` is out of range", "variants.a.merge.group", "1 to 24", "got:      25"]),
+        ("  a: {init: {source: nope}}\n", ["no such source", "variants.a.init.source", "nope"]),
+    ],
+)  # fmt: skip
+def test_a_variant_that_cannot_be_is_told_where_and_why(write_config: Write, variants: str, expected: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        experiment.load([write_config(text(variants))])
+    for part in expected:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("{path: model}", ["`m` is not pinned", "a sha256", "strata pin"]),
+        ("{package: x==1, file: y}", ["`m` is not pinned", "a sha256"]),
+        ("{hub: a/b}", ["`m` is not pinned", "revision of 40 hex digits"]),
+        ("{hub: a/b, revision: main}", ["`m` is not pinned", "'main'"]),
+        (f"{{path: model, sha256: {SHA}}}", ["`m` has no shape", "strata pin"]),
+    ],
+)  # fmt: skip
+def test_a_source_without_a_pin_or_shape_is_an_error_that_says_so(write_config: Write, source: str, expected: list[str]) -> None:
+    with pytest.raises(SourceError) as caught:
+        experiment.load([write_config(text(DUS, source))])
+    for part in expected:
+        assert part in str(caught.value)
+
+
+def test_a_suite_that_does_not_exist_names_those_that_do(write_config: Write) -> None:
+    with pytest.raises(ConfigError, match="quick"):
+        experiment.load([write_config(text(DUS) + "suites: [quik]\n")])
+
+
+def test_a_chain_of_thousands_is_no_recursion(write_config: Write) -> None:
+    chain = "".join(f"  v{n}: {{parent: v{n + 1}, merge: {{method: dus, drop: 15}}}}\n" for n in range(3000))
+    loaded = experiment.load([write_config(text(chain + "  v3000: {parent: base, merge: {method: dus, drop: 15}}\n"))])
+    assert len(loaded.variants) == 3002
+
+
+def test_it_is_pure_no_torch_no_network_no_writes(write_config: Write, tmp_path: Path) -> None:
+    file = write_config(text(DUS))
+    before = sorted(tmp_path.rglob("*"))
+    code = (
+        "import socket, sys\ndef no(*a, **k): raise SystemExit('network')\nsocket.socket = no\n"
+        f"from strata import experiment; experiment.load([{str(file)!r}])\n"
+        "print([m for m in ('torch', 'transformers', 'numpy', 'pandas', 'lm_eval', 'requests') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True)
+    assert run.stdout == "[]\n", run.stderr
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,81 @@
+"""Scores, errors and paired differences against what can be worked out otherwise."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from strata.errors import EvaluationError
+from strata.statistics import Samples, chance, difference, measure, score
+
+
+def text(bits: list[float], sizes: list[int]) -> Samples:
+    items = [{"id": str(n), "loglikelihood": -b * math.log(2), "bytes": s} for n, (b, s) in enumerate(zip(bits, sizes, strict=True))]
+    return Samples("bits_per_byte", items)
+
+
+def choice(hits: list[int]) -> Samples:
+    def item(number: int, hit: int) -> dict[str, Any]:
+        likely = [-1.0, -9.0] if hit else [-9.0, -1.0]
+        return {"id": str(number), "answer": 0, "choices": ["a", "b"], "characters": [1, 1], "loglikelihoods": likely}
+
+    return Samples("continuation", [item(number, hit) for number, hit in enumerate(hits)])
+
+
+def test_bits_per_byte_is_a_ratio_of_sums_not_a_mean_of_ratios() -> None:
+    assert measure(text([10, 300], [10, 100])).value == pytest.approx(310 / 110)
+
+
+def test_its_error_is_that_of_the_ratio_estimator() -> None:
+    """The bootstrap's error against the linearised one: sqrt(sum (b - r s)^2 / n) / mean(s) / sqrt(n)."""
+    random = np.random.default_rng(0)
+    sizes = random.integers(1500, 2500, 200)
+    bits = sizes * random.normal(1.0, 0.1, 200)
+    ratio = bits.sum() / sizes.sum()
+    expected = math.sqrt(((bits - ratio * sizes) ** 2).mean() / 200) / sizes.mean()
+    assert measure(text(list(bits), [int(s) for s in sizes])).error == pytest.approx(expected, rel=0.05)
+
+
+def test_accuracy_has_the_closed_form_error() -> None:
+    estimate = measure(choice([1, 1, 1, 0]))
+    assert estimate.value == 0.75
+    assert estimate.error == pytest.approx(math.sqrt(0.75 * 0.25 / 3))
+
+
+def test_likelihoods_are_taken_per_character() -> None:
+    item = {"id": "0", "answer": 1, "choices": ["ab", "abcdefgh"], "characters": [2, 8], "loglikelihoods": [-4.0, -8.0]}
+    assert measure(Samples("continuation", [item, item])).value == 1.0
+
+
+def test_a_constant_difference_has_no_error_although_the_scores_have() -> None:
+    low, high = text([10, 30, 20], [10, 10, 10]), text([15, 35, 25], [10, 10, 10])
+    delta = difference(high, low)
+    assert delta.value == pytest.approx(0.5)
+    assert delta.error == pytest.approx(0, abs=1e-9)
+    assert measure(low).error > 0.3
+
+
+def test_a_paired_difference_of_hits() -> None:
+    delta = difference(choice([1, 1, 0, 1]), choice([1, 0, 0, 0]))
+    assert delta.value == 0.5
+    assert delta.error == pytest.approx(np.std([0, 1, 0, 1], ddof=1) / 2)
+
+
+def test_a_model_does_not_differ_from_itself() -> None:
+    assert (difference(text([3, 4], [1, 2]), text([3, 4], [1, 2])).value, chance(text([3], [1]))) == (0, None)
+
+
+def test_other_items_are_not_compared() -> None:
+    other = choice([1, 0])
+    other.items[0]["id"] = "x"
+    with pytest.raises(EvaluationError, match="different items"):
+        difference(choice([1, 0]), other)
+
+
+def test_a_score_names_its_metric_and_items() -> None:
+    assert score(choice([1, 0]))["metric"] == "acc_norm"
+    assert score(choice([1, 0]))["items"] == 2
+    assert chance(choice([1, 0])) == 0.5

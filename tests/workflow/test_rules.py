@@ -1,0 +1,149 @@
+"""The decisions of the workflow's design, each checked on the rules as they are."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conftest import REPOSITORY, snakemake, write_experiment
+
+RULES = {path.name: path.read_text() for path in [REPOSITORY / "Snakefile", *sorted((REPOSITORY / "workflow" / "rules").glob("*.smk"))]}
+SOURCE = "\n".join(re.sub(r"#.*", "", text) for text in RULES.values())
+
+
+@pytest.mark.parametrize("word", ["directory(", "cache:", "ancient(", "script:", "retries:", "\ncheckpoint ", "notebook:", "run:", "temp(", "protected("])
+def test_what_rules_must_not_use(word: str) -> None:
+    assert word not in SOURCE
+
+
+def rules() -> dict[str, str]:
+    return {m[1]: m[0] for m in re.finditer(r"^rule (\w+):\n(?:(?: .*)?\n)*", SOURCE, re.MULTILINE)}
+
+
+def test_every_rule_but_all_has_a_log_and_calls_the_package() -> None:
+    assert set(rules()) == {"all", "fetch", "init", "merge", "evaluate", "links", "variant", "report"}
+    for name, text in rules().items():
+        if name != "all":
+            assert "log:" in text and f"python -m strata {name}" in text, name
+
+
+def test_every_submitted_rule_asks_for_its_resources_as_functions() -> None:
+    for name in ("init", "merge", "evaluate"):
+        for resource in ("mem_mb", "runtime", "disk_mb", "gpu"):
+            assert f'{resource}=need("{name}", "{resource}")' in rules()[name]
+        assert f'threads: threads_of("{name}")' in rules()[name]
+
+
+def test_fetch_and_everything_small_is_local() -> None:
+    local = {name for name, text in rules().items() if "localrule: True" in text}
+    assert local == {"all", "fetch", "links", "variant", "report"}
+
+
+def test_recipes_and_names_are_quoted_in_every_shell_line() -> None:
+    for placeholder in re.findall(r"\{[a-z.]+(?::\w)?\}", "".join(re.findall(r'shell:\s*"(.*)"', SOURCE))):
+        assert placeholder.endswith(":q}"), placeholder
+
+
+def test_no_two_rules_may_claim_one_file() -> None:
+    prefixes = re.findall(r'"(results/[a-z]+/[a-z]+-)\{hash\}\.json"', SOURCE)
+    assert sorted(prefixes) == [
+        "results/checkpoints/init-", "results/checkpoints/merge-", "results/evaluations/evaluate-", "results/sources/fetch-",
+    ]  # fmt: skip
+    assert 'hash="[0-9a-f]{32}"' in SOURCE
+
+
+def test_the_default_profile_sets_no_resources() -> None:
+    profile = yaml.safe_load((REPOSITORY / "profiles" / "default" / "profile.yaml").read_text())
+    assert profile["rerun-triggers"] == ["mtime", "input", "params"]
+    assert profile["rerun-incomplete"] is True
+    assert not {"default-resources", "set-resources", "executor", "cores", "jobs", "resources"} & set(profile)
+
+
+def test_only_rules_know_snakemake() -> None:
+    for file in (REPOSITORY / "workflow" / "strata").glob("*.py"):
+        assert not re.search(r"^\s*(import|from) snakemake", file.read_text(), re.MULTILINE), file
+
+
+ORDER = [
+    {"errors"}, {"document", "plan", "tensors", "progress"}, {"config", "recipe", "families"}, {"suite", "store"},
+    {"experiment", "checkpoint", "runs"}, {"resources", "shapes", "sources", "documents", "statistics", "links"},
+    {"initialize", "merge", "evaluate", "pin", "status", "figures", "reference"}, {"report"}, {"cli"},
+]  # fmt: skip
+
+
+def test_imports_point_one_way() -> None:
+    level = {name: number for number, names in enumerate(ORDER) for name in names}
+    for file in (REPOSITORY / "workflow" / "strata").glob("[a-z]*.py"):
+        for one, several in re.findall(r"^\s*from strata(?:\.(\w+))? import (.+)$", file.read_text(), re.MULTILINE):
+            names = [one] if one else [part.split()[0] for part in several.split(",")]
+            for name in names:
+                assert level[name] < level[file.stem], f"{file.stem} imports {name}"
+
+
+@pytest.mark.parametrize("module", ["plan", "recipe", "store", "tensors", "merge", "checkpoint", "experiment"])
+def test_torch_numpy_and_pandas_stay_out_of(module: str) -> None:
+    code = f"import sys, strata.{module}; print([m for m in ('torch', 'numpy', 'pandas', 'transformers') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True)
+    assert run.stdout == "[]\n", run.stderr
+
+
+def test_no_file_is_two_things() -> None:
+    for file in (REPOSITORY / "workflow" / "strata").glob("*.py"):
+        assert len(file.read_text().splitlines()) <= 400, file
+
+
+def test_a_mistake_in_the_config_is_one_message_without_a_traceback(tmp_path: Path, llama: Path) -> None:
+    folder = write_experiment(tmp_path, llama)
+    (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("drop: 1", "drop: 9", 1))
+    run = snakemake(folder, "-n")
+    assert run.returncode == 3
+    assert "error: `drop` is out of range" in run.stdout
+    assert "0 to 3: the parent has 4 layers" in run.stdout
+    assert "Traceback" not in run.stdout
+
+
+def test_duplicate_keys_are_found_although_snakemakes_loader_drops_them(tmp_path: Path, llama: Path) -> None:
+    folder = write_experiment(tmp_path, llama)
+    with (folder / "config.yaml").open("a") as file:
+        file.write("suites: []\n")
+    run = snakemake(folder, "-n")
+    assert run.returncode == 3
+    assert "duplicate key `suites`" in run.stdout
+
+
+def test_a_config_that_runs_code_is_refused_before_it_runs(tmp_path: Path, llama: Path) -> None:
+    folder = write_experiment(tmp_path, llama)
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(f"__use_yte__: true\nx: ?open('ran', 'w').write('x')\n{text}")
+    run = snakemake(folder, "-n")
+    assert run.returncode == 3
+    assert "makes a config run code" in run.stdout
+    assert not (folder / "ran").exists()
+
+
+def test_config_on_the_command_line_is_refused_with_the_way_to_do_it(tmp_path: Path, llama: Path) -> None:
+    run = snakemake(write_experiment(tmp_path, llama), "-n", "--config", "device=cuda")
+    assert run.returncode == 3
+    assert "--configfile" in run.stdout
+
+
+def test_a_wrong_checksum_stops_the_run_with_its_message_in_the_output(tmp_path: Path, llama: Path) -> None:
+    folder = write_experiment(tmp_path, llama)
+    (folder / "documents" / "ant.txt").write_text("changed")
+    run = snakemake(folder)
+    assert run.returncode != 0
+    assert "error: wrong checksum" in run.stdout
+    assert "Traceback" not in run.stdout
+
+
+def test_a_recipe_with_every_quote_reaches_its_job(tmp_path: Path) -> None:
+    from strata.recipe import Recipe
+
+    nasty = Recipe("fetch", {"package": "x==1", "file": "a'b\"c $(touch pwned) `d` {e} \\ é"})
+    assert Recipe.from_json(json.loads(json.dumps(nasty.canonical))) == nasty

@@ -1,0 +1,169 @@
+"""Content addressing as a user meets it: what runs after which change."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from conftest import VARIANTS, flip, read_json, snakemake, strata, write_experiment
+
+
+def jobs(output: str) -> dict[str, int]:
+    """Snakemake's table of planned jobs, without `all`."""
+    table = re.search(r"job +count\n[- ]+\n(.*?)\ntotal", output, re.DOTALL)
+    rows = (line.split() for line in table[1].splitlines()) if table else []
+    return {name: int(count) for name, count in rows if name != "all"}
+
+
+def planned(folder: Path, *arguments: str) -> dict[str, int]:
+    run = snakemake(folder, "-n", *arguments)
+    assert run.returncode == 0, run.stdout
+    return jobs(run.stdout)
+
+
+def change(folder: Path, old: str, new: str) -> None:
+    text = (folder / "config.yaml").read_text()
+    assert old in text
+    (folder / "config.yaml").write_text(text.replace(old, new, 1))
+
+
+def test_a_fresh_run_has_one_job_for_each_artefact(tmp_path: Path, llama: Path) -> None:
+    folder = write_experiment(tmp_path, llama)
+    assert planned(folder) == {"fetch": 2, "init": 1, "merge": 2, "evaluate": 3, "links": 1, "report": 1}
+
+
+def test_a_second_run_does_nothing(finished: Path) -> None:
+    run = snakemake(finished)
+    assert run.returncode == 0
+    assert "Nothing to be done" in run.stdout
+
+
+def test_what_a_run_leaves(finished: Path) -> None:
+    results = finished / "results"
+    assert {path.name for path in (results / "report").iterdir()} == {"scores.csv", "scores.md", "report.html"}
+    assert {path.name for path in (results / "variants").iterdir()} == {"base", "dus", "same", "stacked"}
+    assert (results / "variants" / "dus").readlink() == (results / "variants" / "same").readlink()
+    assert not (results / "variants" / "dus").readlink().is_absolute()
+    assert list((results / "tmp").iterdir()) == []
+    assert {path.stem.split("-")[0] for path in (results / "logs").glob("*-*.log")} == {"fetch", "init", "merge", "evaluate"}
+    for record in (results / "runs").iterdir():
+        assert read_json(record)["seconds"] >= 0
+
+
+def test_changing_a_variant_runs_its_jobs_and_changing_it_back_none(finished: Path) -> None:
+    change(finished, "stacked: {parent: base, merge: {method: dus, drop: 0}}", "stacked: {parent: base, merge: {method: dus, drop: 3}}")
+    assert planned(finished) == {"merge": 1, "evaluate": 1, "links": 1, "report": 1}
+    assert snakemake(finished).returncode == 0
+    table = (finished / "results" / "report" / "scores.csv").read_text()
+    change(finished, "drop: 3", "drop: 0")
+    assert planned(finished) == {"links": 1, "report": 1}
+    assert snakemake(finished).returncode == 0
+    assert (finished / "results" / "report" / "scores.csv").read_text() != table
+    assert planned(finished) == {}
+
+
+def test_a_rename_runs_the_links_and_the_report(finished: Path) -> None:
+    change(finished, "stacked:", "doubled:")
+    assert planned(finished) == {"links": 1, "report": 1}
+    assert snakemake(finished).returncode == 0
+    assert {path.name for path in (finished / "results" / "variants").iterdir()} == {"base", "dus", "same", "doubled"}
+    assert "| doubled |" in (finished / "results" / "report" / "scores.md").read_text()
+
+
+def test_a_comment_or_another_order_of_keys_runs_nothing(finished: Path) -> None:
+    change(finished, "merge: {method: dus, drop: 0}}", "merge: {drop: 0, method: dus}}   # stacked")
+    assert planned(finished) == {}
+
+
+def test_a_moved_store_and_a_lost_history_rebuild_nothing(finished: Path) -> None:
+    before = {p: p.stat().st_ino for p in (finished / "results" / "checkpoints").glob("*/*.safetensors")}
+    shutil.rmtree(finished / ".snakemake")
+    for copy in (finished / "results").glob("*/*-*.json"):
+        if copy.parent.name != "runs":
+            copy.unlink()
+    run = snakemake(finished)
+    assert run.returncode == 0, run.stdout
+    assert {p: p.stat().st_ino for p in (finished / "results" / "checkpoints").glob("*/*.safetensors")} == before
+    moved = finished.rename(finished.with_name("elsewhere"))
+    assert planned(moved) == {}
+
+
+def test_one_variant_alone(tmp_path: Path, llama: Path, finished_once: Path) -> None:
+    folder = write_experiment(tmp_path, llama)
+    assert planned(folder, "results/variants/dus.json") == {"fetch": 2, "init": 1, "merge": 1, "evaluate": 1, "variant": 1}
+    run = snakemake(finished_once, "results/variants/dus.json")
+    assert run.returncode == 0, run.stdout
+    summary = read_json(finished_once / "results" / "variants" / "dus.json")
+    assert set(summary["scores"]) == {"tiny/text", "tiny/next"}
+    (finished_once / "results" / "variants" / "dus.json").unlink()
+
+
+def test_a_variant_loads_by_its_name(finished: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(finished / "results" / "variants" / "dus")
+    assert len(model.model.layers) == 6
+    assert AutoTokenizer.from_pretrained(finished / "results" / "variants" / "dus")("abc").input_ids
+
+
+def test_ls_show_and_why(finished: Path) -> None:
+    listing = strata(finished, "ls").stdout.splitlines()
+    assert [line.split()[0] for line in listing] == ["variant", "base", "dus", "same", "stacked"]
+    assert all(line.endswith("built, 1 of 1 evaluations") for line in listing[1:])
+    shown = strata(finished, "show", "dus").stdout
+    for part in ("base: dus drop 1", "layers      0-2, 1-3", "seams       1", "bits_per_byte", '"drop": 1'):
+        assert part in shown
+    assert "nothing to build" in strata(finished, "why", "dus").stdout
+    change(finished, "dus: {parent: base, merge: {method: dus, drop: 1}}", "dus: {parent: base, merge: {method: dus, drop: 2}}")
+    why = strata(finished, "why", "dus").stdout
+    assert "2 of 5 jobs would run" in why
+    assert "parameters.drop: 1 -> 2" in why
+
+
+def test_why_follows_a_change_up_to_the_ancestor_that_made_it(tmp_path: Path, finished: Path) -> None:
+    deeper = VARIANTS + "  deep: {parent: dus, merge: {method: dus, drop: 1}}\n"
+    text = (finished / "config.yaml").read_text()
+    (finished / "config.yaml").write_text(text.replace(VARIANTS, deeper))
+    assert snakemake(finished, "results/variants/deep.json").returncode == 0
+    change(finished, "dus: {parent: base, merge: {method: dus, drop: 1}}", "dus: {parent: base, merge: {method: dus, drop: 2}}")
+    assert "merge: parameters.drop: 1 -> 2" in strata(finished, "why", "deep").stdout
+
+
+def test_redo_builds_one_variant_again_and_says_that_nothing_changed(finished: Path) -> None:
+    before = read_json(finished / "results" / "links.json")["stacked"]
+    inode = (finished / "results" / "checkpoints" / before).stat().st_ino
+    run = strata(finished, "redo", "stacked")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("the same content as before") == 2
+    assert (finished / "results" / "checkpoints" / before).stat().st_ino != inode
+    assert len([p for p in (finished / "results" / "quarantine").iterdir() if p.is_dir()]) == 2
+    assert planned(finished) in ({}, {"report": 1})
+
+
+def test_a_damaged_checkpoint_fails_its_job_and_is_rebuilt_by_the_next_run(finished: Path) -> None:
+    id = read_json(finished / "results" / "links.json")["stacked"]
+    flip(finished / "results" / "checkpoints" / id / "config.json", 5)
+    assert strata(finished, "verify").returncode == 6
+    first = snakemake(finished, "-f", f"results/checkpoints/{id}.json")
+    assert first.returncode != 0
+    assert "quarantine" in first.stdout
+    assert snakemake(finished).returncode == 0
+    assert strata(finished, "verify").returncode == 0
+
+
+@pytest.mark.parametrize("target", ["results/variants/nope.json", "results/checkpoints/merge-" + "0" * 32 + ".json"])
+def test_a_target_that_is_not_in_the_config_is_refused(finished: Path, target: str) -> None:
+    run = snakemake(finished, "-n", target)
+    assert run.returncode != 0
+    assert "no such variant" in run.stdout or "no variant of this config needs that id" in run.stdout
+
+
+def test_a_second_config_file_is_laid_over_the_first(finished: Path) -> None:
+    (finished / "more.yaml").write_text("variants:\n  extra: {parent: base, merge: {method: dus, drop: 3}}\n")
+    assert planned(finished, "--configfile", "more.yaml") == {"merge": 1, "evaluate": 1, "links": 1, "report": 1}
+    (finished / "other.yaml").write_text((finished / "config.yaml").read_text())
+    (finished / "config.yaml").unlink()
+    assert planned(finished, "--configfile", "other.yaml").keys() <= {"links", "report"}
