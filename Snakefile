@@ -18,10 +18,10 @@ include: "workflow/rules/report.smk"
 
 rule all:
     default_target: True
-    localrule: True
     input:
         rules.report.output,
         rules.links.output,
+    localrule: True
 
 
 onstart:

@@ -8,7 +8,8 @@ trap 'rm -rf "$scratch"' EXIT
 "${PYTHON:-python3}" -m venv "$scratch/venv"
 pip="$scratch/venv/bin/python -m pip --disable-pip-version-check"
 $pip install --quiet torch==2.13.0
-$pip install --quiet setuptools ".[dev]"
+cp -r pyproject.toml workflow "$scratch"  # setuptools builds beside what it is given
+$pip install --quiet setuptools "$scratch[dev]"
 {
   echo "# Written by envs/lock.sh from pyproject.toml. Install: pip install -r envs/strata.lock"
   $pip freeze --all --exclude pip --exclude strata-dus | sed 's/+cpu$//; s/+cu[0-9]*$//' \

@@ -29,7 +29,9 @@ def save_model(folder: Path, family: str = "llama", **sizes: Any) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
     torch.manual_seed(7)
-    config_of, model_of = {"llama": (LlamaConfig, LlamaForCausalLM), "mistral": (MistralConfig, MistralForCausalLM)}[family]
+    config_of, model_of = {"llama": (LlamaConfig, LlamaForCausalLM), "mistral": (MistralConfig, MistralForCausalLM)}[
+        family
+    ]
     dtype = sizes.pop("dtype", torch.bfloat16)
     model = model_of(config_of(**{**SIZES, **sizes})).to(dtype)
     model.save_pretrained(folder)
@@ -45,7 +47,9 @@ def save_tokenizer(folder: Path) -> None:
     tokenizer = Tokenizer(models.BPE({byte: number for number, byte in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    ).save_pretrained(folder)
 
 
 def shape_text(folder: Path) -> str:
@@ -74,7 +78,12 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("mistral"), "mistral", sliding_window=64, rope_parameters={"rope_theta": 5000.0, "rope_type": "default"})
+    return save_model(
+        tmp_path_factory.mktemp("mistral"),
+        "mistral",
+        sliding_window=64,
+        rope_parameters={"rope_theta": 5000.0, "rope_type": "default"},
+    )
 
 
 @pytest.fixture
@@ -163,8 +172,14 @@ def snakemake(folder: Path, *arguments: str, **environment: str) -> subprocess.C
 
 def strata(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run one command of the package in `folder`."""
-    env = {**os.environ, "PYTHONPATH": str(REPOSITORY / "workflow"), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    return subprocess.run([sys.executable, "-m", "strata", *arguments], cwd=folder, env=env, capture_output=True, text=True)
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(REPOSITORY / "workflow"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "strata", *arguments], cwd=folder, env=env, capture_output=True, text=True
+    )
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
+from conftest import SIZES, flip
 from strata import checkpoint, families, store
 from strata.errors import CheckpointError, StoreError
-
-from conftest import SIZES, flip
 
 CONFIG = {"model_type": "llama", **SIZES, "tie_word_embeddings": False}
 
@@ -73,7 +72,11 @@ def test_the_digest_covers_config_tokenizer_and_tensors(llama: Path, base_of: Ca
         name: checkpoint.file_sha256(base.path / name) for name in checkpoint.TOKENIZER if (base.path / name).is_file()
     }
     assert "tokenizer.json" in tokenizer
-    content = {"config": json.loads((base.path / "config.json").read_text()), "tokenizer": tokenizer, "tensors": entries}
+    content = {
+        "config": json.loads((base.path / "config.json").read_text()),
+        "tokenizer": tokenizer,
+        "tensors": entries,
+    }
     assert base.digest == checkpoint.digest(checkpoint.canonical(content))
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from conftest import REPOSITORY
 from strata import config, reference
 from strata.errors import ConfigError
-
-from conftest import REPOSITORY
 
 GOOD = """\
 sources:

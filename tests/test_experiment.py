@@ -27,7 +27,11 @@ DUS = "  dus: {parent: base, merge: {method: dus, drop: 6}}\n"
 def test_a_chain_of_variants_gets_its_depths(write_config: Write) -> None:
     twice = "  twice: {parent: dus, merge: {method: interlocked, drop: 40, group: 2}}\n"
     loaded = experiment.load([write_config(text(twice + DUS))])
-    assert {name: v.job.shape.layers for name, v in loaded.variants.items() if v.job.shape} == {"base": 30, "twice": 16, "dus": 48}
+    assert {name: v.job.shape.layers for name, v in loaded.variants.items() if v.job.shape} == {
+        "base": 30,
+        "twice": 16,
+        "dus": 48,
+    }
     assert loaded.variants["twice"].job.recipe.parents == (loaded.variants["dus"].job.id,)
 
 
@@ -39,7 +43,11 @@ def test_two_variants_with_one_recipe_are_one_job(write_config: Write) -> None:
 
 def test_names_order_paths_and_comments_are_not_part_of_an_id(write_config: Write) -> None:
     one = experiment.load([write_config(text(DUS))])
-    other = text("  x: {merge: {drop: 6, method: dus}, parents: [b]}\n").replace("base:", "b:").replace("path: model", "path: /moved")
+    other = (
+        text("  x: {merge: {drop: 6, method: dus}, parents: [b]}\n")
+        .replace("base:", "b:")
+        .replace("path: model", "path: /moved")
+    )
     two = experiment.load([write_config("# a comment\n" + other)])
     assert set(one.jobs) == set(two.jobs)
 
@@ -69,7 +77,9 @@ def test_a_local_path_is_told_to_its_job_but_is_not_in_the_recipe(write_config: 
         ("  a: {init: {source: nope}}\n", ["no such source", "variants.a.init.source", "nope"]),
     ],
 )  # fmt: skip
-def test_a_variant_that_cannot_be_is_told_where_and_why(write_config: Write, variants: str, expected: list[str]) -> None:
+def test_a_variant_that_cannot_be_is_told_where_and_why(
+    write_config: Write, variants: str, expected: list[str]
+) -> None:
     with pytest.raises(ConfigError) as caught:
         experiment.load([write_config(text(variants))])
     for part in expected:
@@ -86,7 +96,9 @@ def test_a_variant_that_cannot_be_is_told_where_and_why(write_config: Write, var
         (f"{{path: model, sha256: {SHA}}}", ["`m` has no shape", "strata pin"]),
     ],
 )  # fmt: skip
-def test_a_source_without_a_pin_or_shape_is_an_error_that_says_so(write_config: Write, source: str, expected: list[str]) -> None:
+def test_a_source_without_a_pin_or_shape_is_an_error_that_says_so(
+    write_config: Write, source: str, expected: list[str]
+) -> None:
     with pytest.raises(SourceError) as caught:
         experiment.load([write_config(text(DUS, source))])
     for part in expected:
@@ -112,6 +124,8 @@ def test_it_is_pure_no_torch_no_network_no_writes(write_config: Write, tmp_path:
         f"from strata import experiment; experiment.load([{str(file)!r}])\n"
         "print([m for m in ('torch', 'transformers', 'numpy', 'pandas', 'lm_eval', 'requests') if m in sys.modules])"
     )
-    run = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True
+    )
     assert run.stdout == "[]\n", run.stderr
     assert sorted(tmp_path.rglob("*")) == before

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
+from conftest import SIZES
 from strata import families
 from strata.errors import CheckpointError
-
-from conftest import SIZES
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -13,9 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, MistralForCausalLM
 
-from strata.errors import CheckpointError, SourceError, StrataError
-
 from conftest import save_model
+from strata.errors import CheckpointError, SourceError, StrataError
 
 Base = Callable[..., Any]
 
@@ -128,7 +127,10 @@ def test_tensors_that_do_not_fit_the_config_are_refused(model: Path, base_of: Ba
         base_of(model)
 
 
-@pytest.mark.parametrize("name", ["../evil.safetensors", "/etc/evil.safetensors", "missing.safetensors", "weights.bin", "..\\evil.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    ["../evil.safetensors", "/etc/evil.safetensors", "missing.safetensors", "weights.bin", "..\\evil.safetensors"],
+)
 def test_an_index_that_names_what_is_not_here_is_refused(model: Path, base_of: Base, name: str) -> None:
     (model / "model.safetensors").rename(model / "other.safetensors")
     shutil.copy(model / "other.safetensors", model.parent / "evil.safetensors")
@@ -150,7 +152,9 @@ def test_a_model_with_its_own_code_is_refused(model: Path, base_of: Base) -> Non
         base_of(model)
 
 
-def test_a_shape_that_the_file_does_not_have_is_told_with_both_numbers(llama: Path, base_of: Base, tmp_path: Path) -> None:
+def test_a_shape_that_the_file_does_not_have_is_told_with_both_numbers(
+    llama: Path, base_of: Base, tmp_path: Path
+) -> None:
     from strata.initialize import initialize
     from strata.recipe import Recipe
 

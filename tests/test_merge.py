@@ -16,11 +16,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from conftest import save_model
 from strata import checkpoint, merge, plan, store
 from strata.errors import StoreError
 from strata.recipe import Recipe
-
-from conftest import save_model
 
 METHODS = [
     {"method": "dus", "drop": 1},
@@ -59,7 +58,11 @@ def test_a_merge_is_the_reference_tensor_by_tensor(
     assert all(torch.equal(ours[name], tensor) for name, tensor in expected.items())
     checkpoint.verify(made)  # digests taken over from the parent are those of the bytes
     model = AutoModelForCausalLM.from_pretrained(made.path)
-    assert len(model.model.layers) == len(order) == json.loads((made.path / "config.json").read_text())["num_hidden_layers"]
+    assert (
+        len(model.model.layers)
+        == len(order)
+        == json.loads((made.path / "config.json").read_text())["num_hidden_layers"]
+    )
     with torch.no_grad():
         assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
 
@@ -67,7 +70,9 @@ def test_a_merge_is_the_reference_tensor_by_tensor(
 def test_the_model_runs_the_layers_in_the_order_of_the_plan(tmp_path: Path, base_of: Callable[..., Any]) -> None:
     """The forward pass of the merged checkpoint equals that of the base with its layer list rearranged in memory."""
     base = base_of(save_model(tmp_path / "model", dtype=torch.float32))
-    made = merge.merge(tmp_path / "results", Recipe("merge", {"method": "interlocked", "drop": 1, "group": 2}, (base.id,)))
+    made = merge.merge(
+        tmp_path / "results", Recipe("merge", {"method": "interlocked", "drop": 1, "group": 2}, (base.id,))
+    )
     ids = torch.tensor([[5, 6, 7, 8]])
     original = AutoModelForCausalLM.from_pretrained(base.path)
     original.model.layers = torch.nn.ModuleList([original.model.layers[i] for i in (0, 1, 1, 2, 2, 3)])
@@ -86,7 +91,9 @@ def test_an_identity_plan_is_the_parent(tmp_path: Path, llama: Path, base_of: Ca
     assert all((whole.path / f.name).samefile(f) for f in base.path.glob("*.safetensors"))
 
 
-def test_unmoved_layers_are_links_and_the_rest_are_copies(tmp_path: Path, llama: Path, base_of: Callable[..., Any]) -> None:
+def test_unmoved_layers_are_links_and_the_rest_are_copies(
+    tmp_path: Path, llama: Path, base_of: Callable[..., Any]
+) -> None:
     base = base_of(llama)
     made = merge.merge(tmp_path / "results", Recipe("merge", {"method": "dus", "drop": 1}, (base.id,)))
     linked = [n for n in range(1, 9) if (made.path / f"model-{n:05d}-of-00008.safetensors").stat().st_nlink > 1]
@@ -137,7 +144,10 @@ def test_no_torch_numpy_or_pandas_is_imported(tmp_path: Path, llama: Path, base_
         "print([name for name in ('torch', 'numpy', 'pandas', 'transformers') if name in sys.modules])"
     )
     env = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=True).stdout
+        == "[]\n"
+    )
 
 
 def test_a_missing_parent_is_named(tmp_path: Path) -> None:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from conftest import shape_text, tree_sha256
 from strata import config, experiment
 from strata.errors import SourceError
 from strata.pin import pin
-
-from conftest import shape_text, tree_sha256
 
 Write = Callable[..., Path]
 
@@ -32,7 +31,15 @@ def test_a_block_keeps_its_comments(write_config: Write, llama: Path) -> None:
     assert file.read_text() == text_of(entry.replace("# here\n", "# here\n" + added), llama)
 
 
-@pytest.mark.parametrize("entry", ["  m:   {path: {path}}   # here\n", "  m: {path: {path},}\n", '  "m":\n      path: "{path}"\n', "  m:\n    sha256:\n    path: {path}\n"])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "  m:   {path: {path}}   # here\n",
+        "  m: {path: {path},}\n",
+        '  "m":\n      path: "{path}"\n',
+        "  m:\n    sha256:\n    path: {path}\n",
+    ],
+)
 def test_any_style_of_mapping(write_config: Write, llama: Path, entry: str) -> None:
     entry = entry.replace("{path}", str(llama))
     file = write_config(text_of(entry, llama))

@@ -49,7 +49,16 @@ def test_json_round_trip() -> None:
     assert Recipe.from_json(made.canonical) == made
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"operation":"merge"}', '{"operation":"x","version":1,"parameters":{},"parents":[],"sources":[]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"operation":"merge"}',
+        '{"operation":"x","version":1,"parameters":{},"parents":[],"sources":[]}',
+    ],
+)
 def test_what_is_no_recipe_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="not a recipe"):
         Recipe.from_json(text)

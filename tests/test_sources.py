@@ -14,17 +14,18 @@ from pathlib import Path
 
 import pytest
 
+from conftest import tree_sha256
 from strata import sources, store
 from strata.errors import SourceError, StoreError
 from strata.recipe import Recipe
-
-from conftest import tree_sha256
 
 CONTENT = {"pkg/data/a1.txt": b"one", "pkg/data/a2.txt": b"two", "pkg/data/b.txt": b"three"}
 SHA_B = hashlib.sha256(b"three").hexdigest()
 SHA_A = hashlib.sha256(
     "".join(
-        sorted(f"{hashlib.sha256(CONTENT[name]).hexdigest()}  {name}\n" for name in ("pkg/data/a1.txt", "pkg/data/a2.txt"))
+        sorted(
+            f"{hashlib.sha256(CONTENT[name]).hexdigest()}  {name}\n" for name in ("pkg/data/a1.txt", "pkg/data/a2.txt")
+        )
     ).encode()
 ).hexdigest()
 
@@ -40,7 +41,11 @@ def wheel() -> bytes:
 def sdist(extra: str | None = None) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name, data in {**CONTENT, "setup.py": b"raise SystemExit('built')", **({extra: b"x"} if extra else {})}.items():
+        for name, data in {
+            **CONTENT,
+            "setup.py": b"raise SystemExit('built')",
+            **({extra: b"x"} if extra else {}),
+        }.items():
             info = tarfile.TarInfo(f"pkg-1.0/{name}")
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
@@ -60,7 +65,8 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         def do_GET(self) -> None:
             if self.path == "/pkg/":
                 links = "".join(
-                    f'<a href="{f.name}#sha256={hashlib.sha256(f.read_bytes()).hexdigest()}">{f.name}</a>' for f in sorted(folder.iterdir())
+                    f'<a href="{f.name}#sha256={hashlib.sha256(f.read_bytes()).hexdigest()}">{f.name}</a>'
+                    for f in sorted(folder.iterdir())
                 )
                 body = f"<html><body>{links}</body></html>".encode()
                 self.send_response(200)
@@ -120,16 +126,22 @@ def test_a_wrong_checksum_names_both_and_publishes_nothing(tmp_path: Path, index
     assert not list((tmp_path / "results" / "sources").iterdir())
 
 
-def test_an_archive_that_is_not_the_indexs_is_refused(tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_that_is_not_the_indexs_is_refused(
+    tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = index / "pkg-1.0-py3-none-any.whl"
     file.write_bytes(wheel())
     real = hashlib.sha256
-    monkeypatch.setattr(hashlib, "sha256", lambda data=b"", **o: real(b"lie" if data == file.read_bytes() else data, **o))
+    monkeypatch.setattr(
+        hashlib, "sha256", lambda data=b"", **o: real(b"lie" if data == file.read_bytes() else data, **o)
+    )
     with pytest.raises(SourceError, match="cannot be fetched"):
         sources.fetch(tmp_path / "results", package("pkg/data/b.txt", SHA_B), "")
 
 
-@pytest.mark.parametrize(("file", "message"), [("pkg/data/none.txt", "no file matches"), ("pkg/none*", "no file matches")])
+@pytest.mark.parametrize(
+    ("file", "message"), [("pkg/data/none.txt", "no file matches"), ("pkg/none*", "no file matches")]
+)
 def test_a_member_that_is_not_there(tmp_path: Path, index: Path, file: str, message: str) -> None:
     (index / "pkg-1.0.tar.gz").write_bytes(sdist())
     with pytest.raises(SourceError, match=message):
@@ -155,7 +167,9 @@ def test_a_local_file_and_a_local_folder(tmp_path: Path) -> None:
     (folder / "a.txt").write_text("a")
     (folder / "sub" / "b.txt").write_text("b")
     sha = hashlib.sha256(b"a").hexdigest()
-    assert files_of(sources.fetch(tmp_path / "r", Recipe("fetch", {"sha256": sha}), str(folder / "a.txt"))) == {"a.txt": b"a"}
+    assert files_of(sources.fetch(tmp_path / "r", Recipe("fetch", {"sha256": sha}), str(folder / "a.txt"))) == {
+        "a.txt": b"a"
+    }
     whole = sources.fetch(tmp_path / "r", Recipe("fetch", {"sha256": tree_sha256(folder)}), str(folder))
     assert files_of(whole) == {"a.txt": b"a", "sub/b.txt": b"b"}
 

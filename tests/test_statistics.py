@@ -13,7 +13,10 @@ from strata.statistics import Samples, chance, difference, measure, score
 
 
 def text(bits: list[float], sizes: list[int]) -> Samples:
-    items = [{"id": str(n), "loglikelihood": -b * math.log(2), "bytes": s} for n, (b, s) in enumerate(zip(bits, sizes, strict=True))]
+    items = [
+        {"id": str(n), "loglikelihood": -b * math.log(2), "bytes": s}
+        for n, (b, s) in enumerate(zip(bits, sizes, strict=True))
+    ]
     return Samples("bits_per_byte", items)
 
 

@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 
+from conftest import flip
 from strata import store
 from strata.errors import NonDeterministic, SpaceError, StoreError
 from strata.recipe import Recipe
 from strata.store import Built
-
-from conftest import flip
 
 RECIPE = Recipe("merge", {"method": "dus", "drop": 1})
 SCORE = Recipe("evaluate", {"suite": "x"})
@@ -81,7 +80,11 @@ def test_killed_at_any_call_an_object_is_whole_or_not_there(tmp_path: Path, sysc
     )
     for number in range(1, 30):
         command = ["strace", "-f", "-qq", "-e", f"trace={syscall}", "-e", f"inject={syscall}:signal=KILL:when={number}"]
-        code = subprocess.run([*command, sys.executable, "-c", script], capture_output=True, env={**os.environ, "PYTHONPATH": ":".join(sys.path)}).returncode
+        code = subprocess.run(
+            [*command, sys.executable, "-c", script],
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+        ).returncode
         found = store.find(tmp_path, RECIPE.id)
         if found:
             store.verify(found)
@@ -168,7 +171,9 @@ def test_eight_processes_racing_for_one_id_agree(tmp_path: Path) -> None:
         f" print(store.publish(Path({str(tmp_path)!r}), Recipe('evaluate', {{'n': n}}), build).digest)"
     )
     env = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
-    running = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=env) for _ in range(8)]
+    running = [
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=env) for _ in range(8)
+    ]
     outputs = {process.communicate()[0] for process in running}
     assert [process.returncode for process in running] == [0] * 8
     assert len(outputs) == 1

@@ -99,13 +99,24 @@ def test_what_the_library_writes_we_read(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    save_file({"a": torch.arange(6).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}, tmp_path / "x.safetensors", {"format": "pt"})
+    save_file(
+        {"a": torch.arange(6).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)},
+        tmp_path / "x.safetensors",
+        {"format": "pt"},
+    )
     header = read_header(tmp_path / "x.safetensors")
-    assert [(t.name, t.dtype, t.shape, t.size) for t in header.tensors] == [("a", "I64", (2, 3), 48), ("b", "BF16", (4,), 8)]
+    assert [(t.name, t.dtype, t.shape, t.size) for t in header.tensors] == [
+        ("a", "I64", (2, 3), 48),
+        ("b", "BF16", (4,), 8),
+    ]
 
 
-@pytest.mark.parametrize("refusal", [None, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, "short", "nothing"])
-def test_a_range_is_copied_whatever_the_kernel_grants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Any) -> None:
+@pytest.mark.parametrize(
+    "refusal", [None, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, "short", "nothing"]
+)
+def test_a_range_is_copied_whatever_the_kernel_grants(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Any
+) -> None:
     real = os.copy_file_range
 
     def copy(source: int, target: int, count: int, begin: int, offset: int) -> int:
@@ -131,11 +142,19 @@ def test_a_full_disk_is_not_mistaken_for_an_old_kernel(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(os, "copy_file_range", full)
     (tmp_path / "a").write_bytes(b"x" * 10)
-    with (tmp_path / "a").open("rb") as source, (tmp_path / "b").open("wb") as target, pytest.raises(OSError, match="No space"):
+    with (
+        (tmp_path / "a").open("rb") as source,
+        (tmp_path / "b").open("wb") as target,
+        pytest.raises(OSError, match="No space"),
+    ):
         copy_range(source.fileno(), 0, 10, target.fileno(), 0)
 
 
 def test_a_source_that_ends_early_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * 10)
-    with (tmp_path / "a").open("rb") as source, (tmp_path / "b").open("wb") as target, pytest.raises(OSError, match="ended early"):
+    with (
+        (tmp_path / "a").open("rb") as source,
+        (tmp_path / "b").open("wb") as target,
+        pytest.raises(OSError, match="ended early"),
+    ):
         copy_range(source.fileno(), 0, 11, target.fileno(), 0)

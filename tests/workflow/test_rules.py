@@ -13,11 +13,28 @@ import yaml
 
 from conftest import REPOSITORY, snakemake, write_experiment
 
-RULES = {path.name: path.read_text() for path in [REPOSITORY / "Snakefile", *sorted((REPOSITORY / "workflow" / "rules").glob("*.smk"))]}
+RULES = {
+    path.name: path.read_text()
+    for path in [REPOSITORY / "Snakefile", *sorted((REPOSITORY / "workflow" / "rules").glob("*.smk"))]
+}
 SOURCE = "\n".join(re.sub(r"#.*", "", text) for text in RULES.values())
 
 
-@pytest.mark.parametrize("word", ["directory(", "cache:", "ancient(", "script:", "retries:", "\ncheckpoint ", "notebook:", "run:", "temp(", "protected("])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "directory(",
+        "cache:",
+        "ancient(",
+        "script:",
+        "retries:",
+        "\ncheckpoint ",
+        "notebook:",
+        "run:",
+        "temp(",
+        "protected(",
+    ],
+)
 def test_what_rules_must_not_use(word: str) -> None:
     assert word not in SOURCE
 
@@ -89,7 +106,9 @@ def test_imports_point_one_way() -> None:
 @pytest.mark.parametrize("module", ["plan", "recipe", "store", "tensors", "merge", "checkpoint", "experiment"])
 def test_torch_numpy_and_pandas_stay_out_of(module: str) -> None:
     code = f"import sys, strata.{module}; print([m for m in ('torch', 'numpy', 'pandas', 'transformers') if m in sys.modules])"
-    run = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True
+    )
     assert run.stdout == "[]\n", run.stderr
 
 

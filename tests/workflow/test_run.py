@@ -48,13 +48,22 @@ def test_what_a_run_leaves(finished: Path) -> None:
     assert (results / "variants" / "dus").readlink() == (results / "variants" / "same").readlink()
     assert not (results / "variants" / "dus").readlink().is_absolute()
     assert list((results / "tmp").iterdir()) == []
-    assert {path.stem.split("-")[0] for path in (results / "logs").glob("*-*.log")} == {"fetch", "init", "merge", "evaluate"}
+    assert {path.stem.split("-")[0] for path in (results / "logs").glob("*-*.log")} == {
+        "fetch",
+        "init",
+        "merge",
+        "evaluate",
+    }
     for record in (results / "runs").iterdir():
         assert read_json(record)["seconds"] >= 0
 
 
 def test_changing_a_variant_runs_its_jobs_and_changing_it_back_none(finished: Path) -> None:
-    change(finished, "stacked: {parent: base, merge: {method: dus, drop: 0}}", "stacked: {parent: base, merge: {method: dus, drop: 3}}")
+    change(
+        finished,
+        "stacked: {parent: base, merge: {method: dus, drop: 0}}",
+        "stacked: {parent: base, merge: {method: dus, drop: 3}}",
+    )
     assert planned(finished) == {"merge": 1, "evaluate": 1, "links": 1, "report": 1}
     assert snakemake(finished).returncode == 0
     table = (finished / "results" / "report" / "scores.csv").read_text()
@@ -93,7 +102,13 @@ def test_a_moved_store_and_a_lost_history_rebuild_nothing(finished: Path) -> Non
 
 def test_one_variant_alone(tmp_path: Path, llama: Path, finished_once: Path) -> None:
     folder = write_experiment(tmp_path, llama)
-    assert planned(folder, "results/variants/dus.json") == {"fetch": 2, "init": 1, "merge": 1, "evaluate": 1, "variant": 1}
+    assert planned(folder, "results/variants/dus.json") == {
+        "fetch": 2,
+        "init": 1,
+        "merge": 1,
+        "evaluate": 1,
+        "variant": 1,
+    }
     run = snakemake(finished_once, "results/variants/dus.json")
     assert run.returncode == 0, run.stdout
     summary = read_json(finished_once / "results" / "variants" / "dus.json")
@@ -117,7 +132,11 @@ def test_ls_show_and_why(finished: Path) -> None:
     for part in ("base: dus drop 1", "layers      0-2, 1-3", "seams       1", "bits_per_byte", '"drop": 1'):
         assert part in shown
     assert "nothing to build" in strata(finished, "why", "dus").stdout
-    change(finished, "dus: {parent: base, merge: {method: dus, drop: 1}}", "dus: {parent: base, merge: {method: dus, drop: 2}}")
+    change(
+        finished,
+        "dus: {parent: base, merge: {method: dus, drop: 1}}",
+        "dus: {parent: base, merge: {method: dus, drop: 2}}",
+    )
     why = strata(finished, "why", "dus").stdout
     assert "2 of 5 jobs would run" in why
     assert "parameters.drop: 1 -> 2" in why
@@ -128,7 +147,11 @@ def test_why_follows_a_change_up_to_the_ancestor_that_made_it(tmp_path: Path, fi
     text = (finished / "config.yaml").read_text()
     (finished / "config.yaml").write_text(text.replace(VARIANTS, deeper))
     assert snakemake(finished, "results/variants/deep.json").returncode == 0
-    change(finished, "dus: {parent: base, merge: {method: dus, drop: 1}}", "dus: {parent: base, merge: {method: dus, drop: 2}}")
+    change(
+        finished,
+        "dus: {parent: base, merge: {method: dus, drop: 1}}",
+        "dus: {parent: base, merge: {method: dus, drop: 2}}",
+    )
     assert "merge: parameters.drop: 1 -> 2" in strata(finished, "why", "deep").stdout
 
 

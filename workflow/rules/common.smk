@@ -31,9 +31,11 @@ def config_files():
             got=", ".join(settings.config),
             todo="write them into a second file and add `--configfile config.yaml second.yaml`",
         )
-    given = [str(file) for file in settings.configfiles]
-    own = [] if settings.replace_workflow_config or not Path("config.yaml").exists() else ["config.yaml"]
-    return [file for file in own if Path(file).resolve() not in map(lambda f: Path(f).resolve(), given)] + given or ["config.yaml"]
+    own, given = Path("config.yaml"), [str(file) for file in settings.configfiles]
+    is_given = own.resolve() in {Path(file).resolve() for file in given}
+    if given and (is_given or settings.replace_workflow_config or not own.exists()):
+        return given
+    return [str(own), *given]
 
 
 try:
@@ -121,7 +123,7 @@ def names_digest():
 
 def require_scheduler():
     """Refuse a run on Slurm where there is no Slurm, before anything is submitted."""
-    if not workflow.local_exec and shutil.which("sbatch") is None:
+    if workflow.executor_plugin.name == "slurm" and shutil.which("sbatch") is None:
         refuse(
             ClusterError(
                 "this profile submits to Slurm, and there is no `sbatch` on this machine",

@@ -3,11 +3,11 @@
 
 # Local: compute nodes have no internet.
 rule fetch:
-    localrule: True
     output:
         "results/sources/fetch-{hash}.json",
     log:
         "results/logs/fetch-{hash}.log",
+    localrule: True
     conda:
         "../../envs/strata.yaml"
     params:

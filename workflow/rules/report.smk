@@ -3,13 +3,13 @@
 
 # One job for the whole link tree; names that are gone are dropped.
 rule links:
-    localrule: True
     input:
         all_checkpoints(),
     output:
         "results/links.json",
     log:
         "results/logs/links.log",
+    localrule: True
     conda:
         "../../envs/strata.yaml"
     params:
@@ -21,13 +21,13 @@ rule links:
 
 # `snakemake results/variants/NAME.json` builds and scores one variant.
 rule variant:
-    localrule: True
     input:
         results_of_variant,
     output:
         "results/variants/{name}.json",
     log:
         "results/logs/variant-{name}.log",
+    localrule: True
     conda:
         "../../envs/strata.yaml"
     params:
@@ -37,7 +37,6 @@ rule variant:
 
 
 rule report:
-    localrule: True
     input:
         all_results(),
     output:
@@ -46,6 +45,7 @@ rule report:
         html="results/report/report.html",
     log:
         "results/logs/report.log",
+    localrule: True
     conda:
         "../../envs/strata.yaml"
     params:

@@ -56,8 +56,12 @@ def open_checkpoint(found: Object) -> Checkpoint:
     """
     path = found.path
     config = json.loads((path / CONFIG).read_bytes())
-    entries = {name: (dtype, tuple(shape), sha) for name, dtype, shape, sha in json.loads((path / TENSORS).read_bytes())}
-    headers = {name: read_header(path / name) for name in sorted(found.manifest["files"]) if name.endswith(".safetensors")}
+    entries = {
+        name: (dtype, tuple(shape), sha) for name, dtype, shape, sha in json.loads((path / TENSORS).read_bytes())
+    }
+    headers = {
+        name: read_header(path / name) for name in sorted(found.manifest["files"]) if name.endswith(".safetensors")
+    }
     tensors = {
         tensor.name: (shard, tensor, entries.get(tensor.name, ("", (), ""))[2])
         for shard, header in headers.items()
@@ -165,7 +169,10 @@ def check_exact(config: Mapping[str, Any], tensors: Mapping[str, Spec], where: P
     dtypes = {dtype for dtype, _ in tensors.values()}
     if len(dtypes) != 1 or not dtypes <= set(DTYPES):
         raise CheckpointError(
-            "mixed or unusable dtypes", where=where, expected=f"one of {', '.join(DTYPES)}", got=", ".join(sorted(dtypes))
+            "mixed or unusable dtypes",
+            where=where,
+            expected=f"one of {', '.join(DTYPES)}",
+            got=", ".join(sorted(dtypes)),
         )
 
 

@@ -82,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
         ("report", _report, "(called by the workflow) write the report"),
     ):
         add(name, run, text).add_argument("--log")
-    add("variant", _variant, "(called by the workflow) link and sum up one variant", name_of="a variant").add_argument("--log")
+    add("variant", _variant, "(called by the workflow) link and sum up one variant", name_of="a variant").add_argument(
+        "--log"
+    )
     return parser
 
 

@@ -54,7 +54,7 @@ class Shape(Model):
 class Source(Model):
     sha256: Sha256 | None = Field(
         default=None,
-        description="of the file; of several files: sha256 over the sorted lines `<sha256>  <member>`. `strata pin` fills it in",
+        description="of the file; of several, over the sorted lines `<sha256>  <member>`. `strata pin` fills it in",
     )
     shape: Shape | None = Field(default=None, description="for a model; `strata pin` fills it in")
 
@@ -83,7 +83,8 @@ class PathSource(Source):
 class Init(Model):
     source: Name = Field(description="a name in `sources`")
     architecture: Literal["llama"] | None = Field(
-        default=None, description="put a Mistral checkpoint's weights under a Llama config; default: as the source has it"
+        default=None,
+        description="put a Mistral checkpoint's weights under a Llama config; default: as the source has it",
     )
 
 
@@ -124,13 +125,16 @@ def by_key_value(key: str, *values: str) -> Discriminator:
         return f"@{value.get(key)}" if isinstance(value, dict) else None
 
     return Discriminator(
-        tag, custom_error_type="by_value", custom_error_message="{allowed}",
+        tag,
+        custom_error_type="by_value",
+        custom_error_message="{allowed}",
         custom_error_context={"key": key, "allowed": ", ".join(values)},
     )
 
 
 Merge = Annotated[
-    Annotated[Dus, Tag("@dus")] | Annotated[Interlocked, Tag("@interlocked")], by_key_value("method", "dus", "interlocked")
+    Annotated[Dus, Tag("@dus")] | Annotated[Interlocked, Tag("@interlocked")],
+    by_key_value("method", "dus", "interlocked"),
 ]
 
 
@@ -155,9 +159,7 @@ class MergeVariant(Model):
 
 
 AnySource = Annotated[
-    Annotated[PackageSource, Tag("@package")]
-    | Annotated[HubSource, Tag("@hub")]
-    | Annotated[PathSource, Tag("@path")],
+    Annotated[PackageSource, Tag("@package")] | Annotated[HubSource, Tag("@hub")] | Annotated[PathSource, Tag("@path")],
     by_key("package", "hub", "path"),
 ]
 AnyVariant = Annotated[
@@ -173,7 +175,7 @@ class Config(Model):
     variants: dict[Name, AnyVariant] = Field(min_length=1, description="rows of the result table, by name")
     suites: list[str] = Field(
         default=["quick"],
-        description="evaluation suites: names in workflow/suites, or paths of .yaml files relative to the working directory",
+        description="evaluation suites: names in workflow/suites, or paths of .yaml files from the working directory",
     )
 
 

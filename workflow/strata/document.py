@@ -80,7 +80,7 @@ def read(file: Path) -> Document:
     if root is None:
         raise ConfigError("the file is empty", where=file, expected="a mapping with `sources` and `variants`")
     if not isinstance(root, yaml.MappingNode):
-        raise ConfigError("not a mapping at the top", where=file, expected="key: value", got=root.id)
+        raise ConfigError("not a mapping at the top", where=file, expected="key: value", got=type(root).__name__)
     marks: dict[Key, Mark] = {}
     try:
         return Document(_build(root, (), file, marks), marks)
@@ -116,12 +116,11 @@ def _build(node: yaml.Node, path: Key, file: Path, marks: dict[Key, Mark]) -> An
         raise ConfigError("YAML tags are not allowed", where=mark, got=node.tag, todo="write plain values")
     if isinstance(node, yaml.SequenceNode):
         return [_build(item, (*path, n), file, marks) for n, item in enumerate(node.value)]
+    assert isinstance(node, yaml.MappingNode)
     return {key: _build(value, (*path, key), file, marks) for key, value in _pairs(node, path, file, marks)}
 
 
-def _pairs(
-    node: yaml.MappingNode, path: Key, file: Path, marks: dict[Key, Mark]
-) -> Iterator[tuple[str, yaml.Node]]:
+def _pairs(node: yaml.MappingNode, path: Key, file: Path, marks: dict[Key, Mark]) -> Iterator[tuple[str, yaml.Node]]:
     seen: dict[str, int] = {}
     for key_node, value in node.value:
         line = key_node.start_mark.line + 1
@@ -134,9 +133,7 @@ def _pairs(
                 "a key is not text", where=where, got=key_node.value, todo=f'quote it: "{key_node.value}"'
             )
         if key in seen:
-            raise ConfigError(
-                f"duplicate key `{key}`", where=where, got=f"also on line {seen[key]}", todo="keep one"
-            )
+            raise ConfigError(f"duplicate key `{key}`", where=where, got=f"also on line {seen[key]}", todo="keep one")
         seen[key] = line
         # A block value may start lines below its key: the key's line is where a reader looks.
         marks[(*path, key)] = Mark(file, line, value.start_mark.index, value.end_mark.index)

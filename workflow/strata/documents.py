@@ -5,6 +5,7 @@ Every draw is an order of hashes of (seed, place), so that the same items come o
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def continuations(
     for name, text in documents.items():
         for paragraph in sentences(text):
             pool += [(name, sentence) for sentence in paragraph if fits(sentence)]
-            for context, following in zip(paragraph, paragraph[1:], strict=False):
+            for context, following in itertools.pairwise(paragraph):
                 if fits(context) and fits(following):
                     pairs[name].append((len(pairs[name]), context, following))
     questions: list[dict[str, Any]] = []
@@ -67,10 +68,14 @@ def continuations(
         if len(found) < wanted:
             raise EvaluationError("too few sentences", where=name, expected=f"{wanted} pairs", got=len(found))
         for number, context, following in sorted(found, key=lambda pair: draw(name, pair[0]))[:wanted]:
-            near = [text for other, text in pool if other != name and abs(len(text) - len(following)) * 5 <= len(following)]
+            near = [
+                text for other, text in pool if other != name and abs(len(text) - len(following)) * 5 <= len(following)
+            ]
             others = sorted(dict.fromkeys(near), key=lambda text: draw(name, number, text))[: choices - 1]
             if len(others) < choices - 1:
-                raise EvaluationError("too few sentences of other documents", where=name, expected=choices - 1, got=len(others))
+                raise EvaluationError(
+                    "too few sentences of other documents", where=name, expected=choices - 1, got=len(others)
+                )
             answer = int(draw(name, number, "answer"), 16) % choices
             options = [*others[:answer], following, *others[answer:]]
             questions.append({"id": f"{name}/{number}", "context": context, "choices": options, "answer": answer})

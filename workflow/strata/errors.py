@@ -1,15 +1,15 @@
 """Every failure a user can meet, as one tree. The exit code says which kind it was.
 
-    StrataError               1  (never raised itself)
-    ├── UsageError            2  the command line
-    ├── ConfigError           3  config.yaml or a suite file
-    ├── SourceError           4  a pinned input: unpinned, missing, or not what its pin says
-    ├── CheckpointError       5  tensors or config of a model that do not fit together
-    ├── StoreError            6  the store: corrupt, unknown version, not there
-    │   └── NonDeterministic  6  one recipe gave two contents
-    ├── EvaluationError       7  a score that cannot be trusted
-    ├── SpaceError            8  the disk is full, or not writable
-    └── ClusterError          9  the scheduler that a profile asks for
+StrataError               1  (never raised itself)
+├── UsageError            2  the command line
+├── ConfigError           3  config.yaml or a suite file
+├── SourceError           4  a pinned input: unpinned, missing, or not what its pin says
+├── CheckpointError       5  tensors or config of a model that do not fit together
+├── StoreError            6  the store: corrupt, unknown version, not there
+│   └── NonDeterministic  6  one recipe gave two contents
+├── EvaluationError       7  a score that cannot be trusted
+├── SpaceError            8  the disk is full, or not writable
+└── ClusterError          9  the scheduler that a profile asks for
 """
 
 from __future__ import annotations

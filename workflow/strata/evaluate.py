@@ -46,7 +46,11 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
         _write_lines(folder / f"{name}.jsonl", items)
         scored = score(Samples(task["kind"], items))
         _agree(name, scored, results["results"][name])
-        scores[name] = {"kind": task["kind"], **scored, "requests": digest(canonical([row["arguments"] for row in rows]))}
+        scores[name] = {
+            "kind": task["kind"],
+            **scored,
+            "requests": digest(canonical([row["arguments"] for row in rows])),
+        }
     return Built(facts={"checkpoint": checkpoint.id, "checkpoint_digest": checkpoint.digest, "scores": scores})
 
 
@@ -95,7 +99,7 @@ def _run(checkpoint: Object, parameters: Mapping[str, Any], documents: dict[str,
 def _load(checkpoint: Object, numerics: Mapping[str, Any], device: str) -> Any:
     from lm_eval.models.huggingface import HFLM
 
-    class Model(HFLM):
+    class Model(HFLM):  # type: ignore[misc]
         """HFLM with our progress bar: it counts the tokens of forward passes."""
 
         bar: Any = None
@@ -107,7 +111,9 @@ def _load(checkpoint: Object, numerics: Mapping[str, Any], device: str) -> Any:
             self.bar = None
             return result
 
-        def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None) -> Any:
+        def _loglikelihood_tokens(
+            self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
+        ) -> Any:
             if self.bar is not None:  # called by the rolling one
                 return super()._loglikelihood_tokens(requests, True, override_bs)
             total = sum(len(context) + len(continuation) - 1 for _, context, continuation in requests)

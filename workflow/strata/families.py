@@ -75,7 +75,10 @@ def size(config: Mapping[str, Any], key: str, default: int | None = None) -> int
     value = default if value is None else value
     if type(value) is not int or not 0 < value < 1 << 31:
         raise CheckpointError(
-            "not a usable model config", where=f"config.json, {key}", expected="a positive whole number", got=repr(value)
+            "not a usable model config",
+            where=f"config.json, {key}",
+            expected="a positive whole number",
+            got=repr(value),
         )
     return value
 
@@ -93,4 +96,10 @@ def as_llama(config: Mapping[str, Any]) -> dict[str, Any]:
             got=config.get("model_type"),
         )  # fmt: skip
     llama = {key: config[key] for key in _SHARED if key in config}
-    return {"architectures": [CLASSES["llama"]], "model_type": "llama", **llama, "attention_bias": False, "mlp_bias": False}
+    return {
+        "architectures": [CLASSES["llama"]],
+        "model_type": "llama",
+        **llama,
+        "attention_bias": False,
+        "mlp_bias": False,
+    }

@@ -33,9 +33,12 @@ def layer_plans(rows: Sequence[tuple[str, Plan, tuple[int, ...]]]) -> Markup:
             source = layer.sources[0][1]
             parts.append(
                 Markup('<rect x="{:.2f}" y="{}" width="{:.2f}" height="20" fill="{}"><title>{}</title></rect>').format(
-                    _LABEL + position * cell, y + 2, max(cell - 0.6, 0.4), _colour(source / max(last, 1)),
+                    _LABEL + position * cell,
+                    y + 2,
+                    max(cell - 0.6, 0.4),
+                    _colour(source / max(last, 1)),
                     f"{name}: layer {position} is layer {source} of the base",
-                )  # fmt: skip
+                )
             )
         for seam in seams:
             x = f"{_LABEL + (seam + 1) * cell - 0.3:.2f}"
@@ -85,7 +88,8 @@ def _ticks(low: float, high: float) -> list[float]:
     span = max(high - low, 1e-9)
     power = 10.0 ** math.floor(math.log10(span))
     step = next(power * size for size in (0.2, 0.25, 0.5, 1, 2) if span / (power * size) <= 7)
-    first, last = math.floor(low / step), math.ceil(high / step)
+    first = math.floor(low / step)
+    last = max(math.ceil(high / step), first + 1)
     return [round(number * step, 12) for number in range(first, last + 1)]
 
 
@@ -100,7 +104,10 @@ def _colour_key(last: int, y: int) -> list[Markup]:
     steps = 40
     rect = Markup('<rect x="{:.1f}" y="{}" width="4.2" height="10" fill="{}"/>')
     key = [rect.format(_LABEL + step * 4, y, _colour(step / (steps - 1))) for step in range(steps)]
-    return [*key, _text(_LABEL + steps * 4 + 8, y + 9, f"layer 0 to {last} of the base; a line is a seam", "start", "tick")]
+    return [
+        *key,
+        _text(_LABEL + steps * 4 + 8, y + 9, f"layer 0 to {last} of the base; a line is a seam", "start", "tick"),
+    ]
 
 
 def _text(x: float, y: float, text: str, anchor: str, kind: str = "label") -> Markup:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def _build(source: Path, folder: Path, parameters: Mapping[str, Any]) -> Built:
     shards = plan_shards(specs, config["num_hidden_layers"])
     sha256: dict[str, str] = {}
     for file, header in shards.items():
-        write_shard(folder / file, header, lambda handle, header=header: _fill(handle, header, tensors, sha256))  # type: ignore[misc]
+        write_shard(folder / file, header, partial(_fill, header=header, tensors=tensors, sha256=sha256))
     return finish(folder, config, shards, sha256, plan.identity(config["num_hidden_layers"]))
 
 
@@ -70,12 +71,17 @@ def _read_safetensors(source: Path, folder: Path) -> tuple[dict[str, Any], dict[
     configs = sorted(source.rglob("config.json"))
     if len(configs) != 1:
         raise SourceError(
-            "no model in the source", where=source, expected="one config.json or .gguf file", got=f"{len(configs)} config.json"
+            "no model in the source",
+            where=source,
+            expected="one config.json or .gguf file",
+            got=f"{len(configs)} config.json",
         )
     home = configs[0].parent
     config = json.loads(configs[0].read_bytes())
     if config.get("auto_map"):
-        raise SourceError("the model needs code of its own", where=configs[0], got="auto_map", todo="use a built-in family")
+        raise SourceError(
+            "the model needs code of its own", where=configs[0], got="auto_map", todo="use a built-in family"
+        )
     tensors: dict[str, tuple[Spec, Read]] = {}
     for file in _shards(home):
         for tensor in read_header(file).tensors:
@@ -131,7 +137,11 @@ def _read_gguf(file: Path, folder: Path) -> tuple[dict[str, Any], dict[str, tupl
     _make_portable(folder / "tokenizer_config.json")
     config = json.loads(model.config.to_json_string())
     wanted = {**config, "architectures": [families.CLASSES.get(config["model_type"], "")]}
-    state = {name: tensor for name, tensor in model.state_dict().items() if not (name == families.HEAD and config.get("tie_word_embeddings"))}
+    state = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not (name == families.HEAD and config.get("tie_word_embeddings"))
+    }
     tensors: dict[str, tuple[Spec, Read]] = {
         name: (("BF16", tuple(tensor.shape)), lambda t=tensor: t.contiguous().view(torch.uint8).numpy())  # type: ignore[misc]
         for name, tensor in state.items()
@@ -175,4 +185,6 @@ def _check_finite(name: str, data: Any, dtype: str) -> None:
     word, exponent = {"F32": ("<u4", 0x7F800000), "BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00)}[dtype]
     bad = (np.frombuffer(data, dtype=word) & exponent) == exponent
     if bad.any():
-        raise CheckpointError("not finite", where=f"tensor {name}, element {int(bad.argmax())}", got=f"{int(bad.sum())} NaN or Inf")
+        raise CheckpointError(
+            "not finite", where=f"tensor {name}, element {int(bad.argmax())}", got=f"{int(bad.sum())} NaN or Inf"
+        )

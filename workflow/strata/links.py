@@ -21,7 +21,7 @@ def link_all(root: Path, experiment: Experiment) -> dict[str, str]:
         _link(root, name, id)
     for path in (root / FOLDER).iterdir():
         name = path.name.removesuffix(".json")
-        if path.is_symlink() and path.name not in names or path.suffix == ".json" and name not in names:
+        if (path.is_symlink() and path.name not in names) or (path.suffix == ".json" and name not in names):
             path.unlink()
     store.write_atomically(root / "links.json", _encode(names))
     return names
@@ -32,7 +32,7 @@ def link_one(root: Path, experiment: Experiment, name: str) -> dict[str, Any]:
     variant = experiment.variants[name]
     checkpoint = store.require(root, variant.job.id)
     _link(root, name, checkpoint.id)
-    scores = {}
+    scores: dict[str, Any] = {}
     for job in variant.evaluations:
         facts = store.require(root, job.id).facts
         scores |= {f"{job.recipe.parameters['suite']}/{task}": score for task, score in facts["scores"].items()}
@@ -49,7 +49,7 @@ def link_one(root: Path, experiment: Experiment, name: str) -> dict[str, Any]:
 
 def _link(root: Path, name: str, id: str) -> None:
     """Point a name at a checkpoint by a relative link, replaced in one rename."""
-    link, aim = root / FOLDER / name, os.path.join("..", store.target(Path(), id).with_suffix(""))
+    link, aim = root / FOLDER / name, str(Path("..", store.target(Path(), id).with_suffix("")))
     if link.is_symlink() and os.readlink(link) == aim:
         return
     link.parent.mkdir(parents=True, exist_ok=True)

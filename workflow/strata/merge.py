@@ -50,12 +50,20 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
 
 def _origins(plan: Plan, parents: Sequence[Checkpoint]) -> Iterator[tuple[str, Origin]]:
     """Every output tensor with the parent's tensor that it copies."""
-    suffixes = [name.removeprefix(families.layer_name(0, "")) for name in parents[0].tensors if families.split_name(name)[0] == 0]
+    suffixes = [
+        name.removeprefix(families.layer_name(0, ""))
+        for name in parents[0].tensors
+        if families.split_name(name)[0] == 0
+    ]
     for number, layer in enumerate(plan.layers):
         ((parent, source),) = layer.sources
         for suffix in suffixes:
             yield families.layer_name(number, suffix), (parents[parent], families.layer_name(source, suffix))
-    for name, lender in ((families.EMBED, plan.embed_from), (families.NORM, plan.norm_from), (families.HEAD, plan.head_from)):
+    for name, lender in (
+        (families.EMBED, plan.embed_from),
+        (families.NORM, plan.norm_from),
+        (families.HEAD, plan.head_from),
+    ):
         if name in parents[lender].tensors:
             yield name, (parents[lender], name)
 

@@ -122,5 +122,7 @@ def _end(text: str, document: Document, key: Key) -> int:
     mark = document.marks[key]
     if text[mark.begin : mark.begin + 1] in ("{", "["):
         return mark.end
-    inner = [_end(text, document, child) for child in document.marks if len(child) == len(key) + 1 and child[:-1] == key]
+    inner = [
+        _end(text, document, child) for child in document.marks if len(child) == len(key) + 1 and child[:-1] == key
+    ]
     return max(inner, default=mark.end)

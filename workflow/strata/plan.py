@@ -105,7 +105,9 @@ def seams(plan: Plan) -> tuple[int, ...]:
     An averaged or inserted layer follows nothing and nothing follows it: it has a seam on both sides.
     """
     return tuple(
-        i for i, (below, above) in enumerate(zip(plan.layers, plan.layers[1:], strict=False)) if not _joined(below, above)
+        i
+        for i, (below, above) in enumerate(zip(plan.layers, plan.layers[1:], strict=False))
+        if not _joined(below, above)
     )
 
 
@@ -117,7 +119,7 @@ def _joined(below: Layer, above: Layer) -> bool:
 
 
 def trace(plan: Plan, parents: Sequence[Plan]) -> Plan:
-    """`plan`, made of copies, told in the layers of its parents' parents: a chain of merges reads as one plan of the base."""
+    """`plan`, made of copies, told in the layers of its parents' parents: a chain of merges as one plan of the base."""
 
     def through(layer: Layer) -> Layer:
         ((parent, index),) = layer.sources

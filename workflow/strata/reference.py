@@ -59,6 +59,6 @@ def _type(item: dict[str, Any]) -> str:
     if item.get("type") == "array":
         return f"list of {_type(item['items'])}"
     if item.get("type") == "object":
-        values = item.get("additionalProperties") or next(iter(item.get("patternProperties", {}).values()), {})
+        values: Any = item.get("additionalProperties") or next(iter(item.get("patternProperties", {}).values()), {})
         return f"name: {_type(values)}" if isinstance(values, dict) and values else "mapping"
     return {"string": "text", "integer": "whole number", "boolean": "true or false"}.get(item.get("type", ""), "any")

@@ -111,7 +111,11 @@ def trace(experiment: Experiment, name: str, known: dict[str, Plan]) -> Plan:
     for step in reversed(chain):
         variant = experiment.variants[step]
         if step not in known:
-            known[step] = plan.trace(variant.plan, [known[parent] for parent in variant.parents]) if variant.parents else variant.plan
+            known[step] = (
+                plan.trace(variant.plan, [known[parent] for parent in variant.parents])
+                if variant.parents
+                else variant.plan
+            )
     return known[name]
 
 
@@ -146,7 +150,9 @@ def _row(
     base = base_of(experiment, variant.name)
     scores = []
     for column in columns:
-        (own, requests), (others, base_requests) = (samples[name][column.suite, column.task] for name in (variant.name, base))
+        (own, requests), (others, base_requests) = (
+            samples[name][column.suite, column.task] for name in (variant.name, base)
+        )
         if requests != base_requests:
             raise EvaluationError(
                 f"`{variant.name}` and `{base}` answered different requests",

@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,7 +22,7 @@ PACKAGES = ("torch", "transformers", "lm_eval", "safetensors", "gguf", "numpy", 
 @contextmanager
 def recorded(root: Path, id: str) -> Iterator[None]:
     """Write `runs/<id>.json` when the block ends well: host, time, seconds, peak memory, versions."""
-    started, clock = datetime.now(timezone.utc), time.monotonic()
+    started, clock = datetime.now(UTC), time.monotonic()
     yield
     record = {
         "id": id,

@@ -40,14 +40,21 @@ def shape_of(folder: Path) -> dict[str, Any] | None:
     shape = _of_gguf(gguf[0]) if gguf else _of_safetensors(configs[0])
     if shape["family"] not in families.CLASSES:
         raise SourceError(
-            "unknown model family", where=gguf[0] if gguf else configs[0], expected=", ".join(families.CLASSES), got=shape["family"]
+            "unknown model family",
+            where=gguf[0] if gguf else configs[0],
+            expected=", ".join(families.CLASSES),
+            got=shape["family"],
         )
     return shape
 
 
 def _of_safetensors(file: Path) -> dict[str, Any]:
     config = json.loads(file.read_bytes())
-    specs = {t.name: (t.dtype, t.shape) for shard in sorted(file.parent.glob("*.safetensors")) for t in read_header(shard).tensors}
+    specs = {
+        t.name: (t.dtype, t.shape)
+        for shard in sorted(file.parent.glob("*.safetensors"))
+        for t in read_header(shard).tensors
+    }
     if config.get("tie_word_embeddings"):
         specs.pop(families.HEAD, None)
     return measure(config, specs)
@@ -62,6 +69,8 @@ def _of_gguf(file: Path) -> dict[str, Any]:
     family = field.contents() if field else None
     layers = reader.get_field(f"{family}.block_count")
     specs: dict[str, Spec] = {
-        tensor.name: ("BF16", tuple(int(n) for n in tensor.shape)) for tensor in reader.tensors if "rope_freqs" not in tensor.name
+        tensor.name: ("BF16", tuple(int(n) for n in tensor.shape))
+        for tensor in reader.tensors
+        if "rope_freqs" not in tensor.name
     }
     return measure({"model_type": family, "num_hidden_layers": int(layers.contents()) if layers else None}, specs)

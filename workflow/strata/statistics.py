@@ -70,7 +70,9 @@ def difference(samples: Samples, base: Samples) -> Estimate:
         EvaluationError: the two did not answer the same items.
     """
     if samples.kind != base.kind or samples.ids != base.ids:
-        raise EvaluationError("two evaluations of different items cannot be compared", expected=base.kind, got=samples.kind)
+        raise EvaluationError(
+            "two evaluations of different items cannot be compared", expected=base.kind, got=samples.kind
+        )
     if samples.kind == "bits_per_byte":
         (bits, sizes), (base_bits, base_sizes) = _bits(samples), _bits(base)
         value = float(bits.sum() / sizes.sum() - base_bits.sum() / base_sizes.sum())

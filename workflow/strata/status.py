@@ -21,7 +21,10 @@ def variant_of(experiment: Experiment, name: str) -> Variant:
         return experiment.variants[name]
     near = difflib.get_close_matches(name, experiment.variants, n=1)
     raise UsageError(
-        "no such variant", expected=", ".join(experiment.variants), got=name, todo=f"did you mean {near[0]}?" if near else ""
+        "no such variant",
+        expected=", ".join(experiment.variants),
+        got=name,
+        todo=f"did you mean {near[0]}?" if near else "",
     )
 
 
@@ -58,7 +61,9 @@ def listing(root: Path, experiment: Experiment) -> str:
         progress = states[0] if states[0] != "done" else f"built, {done} of {len(states) - 1} evaluations"
         rows.append((variant.name, str(shape.layers if shape else "?"), summary(variant), variant.job.id, progress))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def summary(variant: Variant) -> str:
@@ -87,7 +92,9 @@ def description(root: Path, experiment: Experiment, name: str) -> str:
     for job in variant.evaluations:
         result = store.find(root, job.id)
         for task, score in (result.facts["scores"] if result else {}).items():
-            lines.append(f"score       {task} {score['metric']} {score['value']:.4f} ± {score['error']:.4f} (n={score['items']})")
+            lines.append(
+                f"score       {task} {score['metric']} {score['value']:.4f} ± {score['error']:.4f} (n={score['items']})"
+            )
         if not result:
             lines.append(f"score       {job.recipe.parameters['suite']} (not evaluated)")
     return "\n".join([*lines, "recipe", json.dumps(variant.job.recipe.to_json(), indent=2)])

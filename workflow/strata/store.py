@@ -95,7 +95,9 @@ def require(root: Path, id: str) -> Object:
     """The object with this id. Raises StoreError when it is missing or damaged."""
     found = find(root, id)
     if found is None:
-        raise StoreError("not in the store", where=root / kind_of(id) / id, todo="run snakemake: it builds what is missing")
+        raise StoreError(
+            "not in the store", where=root / kind_of(id) / id, todo="run snakemake: it builds what is missing"
+        )
     return found
 
 
@@ -159,7 +161,9 @@ def disk_errors(root: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(root).free if root.is_dir() else 0
             todo = "free some space and run again: nothing half-written was left"
-            raise SpaceError("the disk is full", where=error.filename or root, got=f"{free:,} bytes free", todo=todo) from None
+            raise SpaceError(
+                "the disk is full", where=error.filename or root, got=f"{free:,} bytes free", todo=todo
+            ) from None
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise SpaceError("cannot write to the store", where=error.filename or root, got=error.strerror) from None
         raise
@@ -291,7 +295,9 @@ def _mark(root: Path) -> None:
     except (ValueError, KeyError, TypeError):
         version = "unreadable"
     if version != FORMAT:
-        raise StoreError("a store of another version", where=marker, expected=FORMAT, got=version, todo="use its Strata")
+        raise StoreError(
+            "a store of another version", where=marker, expected=FORMAT, got=version, todo="use its Strata"
+        )
 
 
 def _sync(path: Path) -> None:

@@ -144,7 +144,7 @@ def _parse(text: bytes, file: Path) -> dict[str, Any]:
     metadata = table.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _bad(file, "__metadata__", "text values", type(metadata).__name__)
-    return table
+    return dict(table)
 
 
 def _tensor(name: str, item: Any, start: int, file: Path) -> Tensor:
@@ -168,4 +168,6 @@ def _tensor(name: str, item: Any, start: int, file: Path) -> Tensor:
 
 
 def _bad(file: Path, what: str, expected: str, got: object) -> CheckpointError:
-    return CheckpointError("not a valid safetensors file", where=f"{file}, {what}", expected=expected, got=str(got)[:200])
+    return CheckpointError(
+        "not a valid safetensors file", where=f"{file}, {what}", expected=expected, got=str(got)[:200]
+    )

@@ -1,5 +1,0 @@
-import sys
-
-from strata.cli import main
-
-sys.exit(main())

@@ -1,0 +1,65 @@
+"""The command line: exit codes by kind of error, and one message instead of a traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from conftest import REPOSITORY, strata, write_experiment
+from strata import errors
+from strata.errors import StrataError
+
+
+def test_every_error_has_an_exit_code_of_its_kind() -> None:
+    codes = {kind.__name__: kind.exit_code for kind in StrataError.__subclasses__()}
+    assert sorted(codes.values()) == [2, 3, 4, 5, 6, 7, 8, 9]
+    for name, code in codes.items():
+        assert f"{name}" in (errors.__doc__ or "") and f" {code} " in (errors.__doc__ or "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["show", "dsu"], 2, "did you mean dus?"),
+        (["ls", "--configfile", "nope.yaml"], 3, "cannot read the file"),
+        (["merge", "{}"], 2, "not a recipe"),
+        (
+            ["init", '{"operation":"merge","parameters":{},"parents":[],"sources":[],"version":1}'],
+            2,
+            "another operation",
+        ),
+        (["pin", "--suite", "nope.yaml"], 3, "no such suite"),
+        (["frobnicate"], 2, "invalid choice"),
+    ],
+)
+def test_a_mistake_is_one_message(tmp_path: Path, llama: Path, arguments: list[str], code: int, message: str) -> None:
+    run = strata(write_experiment(tmp_path, llama), *arguments)
+    assert run.returncode == code
+    assert message in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_a_job_logs_to_its_file_and_says_its_error_in_both_places(tmp_path: Path) -> None:
+    recipe = '{"operation":"merge","parameters":{"drop":1,"method":"dus"},"parents":["init-00000000000000000000000000000000"],"sources":[],"version":1}'
+    run = strata(tmp_path, "merge", recipe, "--log", "job.log")
+    assert run.returncode == 6
+    assert "not in the store" in run.stderr
+    assert "not in the store" in (tmp_path / "job.log").read_text()
+
+
+def test_ls_before_anything_was_built(tmp_path: Path, llama: Path) -> None:
+    run = strata(write_experiment(tmp_path, llama), "ls")
+    assert run.returncode == 0
+    assert run.stdout.count("missing") == 4
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_closed_pipe_is_no_error(tmp_path: Path, llama: Path) -> None:
+    import subprocess
+    import sys
+
+    command = f"{sys.executable} -m strata schema | head -1"
+    env = {"PYTHONPATH": str(REPOSITORY / "workflow"), "PATH": "/usr/bin:/bin"}
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=env)
+    assert (run.stdout, run.stderr) == ("{\n", "")
