@@ -44,6 +44,11 @@ try:
 except StrataError as error:
     refuse(error)
 
+NAMES = {}
+for variant in EXPERIMENT.variants.values():
+    for job in (variant.job, *variant.evaluations):
+        NAMES.setdefault(job.id, []).append(variant.name)
+
 # The package beside this Snakefile and the interpreter that runs Snakemake serve every job, here and on a node.
 shell.executable("bash")
 shell.prefix(
@@ -90,6 +95,12 @@ def location(wildcards):
 def need(operation, resource):
     """One resource of a job, growing with `attempt`."""
     return lambda wildcards, attempt: getattr(request(job_of(operation, wildcards), attempt), resource)
+
+
+def names_of(operation):
+    """The variants that a job builds or scores, for whoever reads Snakemake's output. Not a parameter: a rename
+    must not run it again."""
+    return lambda wildcards: ",".join(NAMES[job_of(operation, wildcards).id])
 
 
 def threads_of(operation):

@@ -16,6 +16,7 @@ rule evaluate:
         runtime=need("evaluate", "runtime"),
         disk_mb=need("evaluate", "disk_mb"),
         gpu=need("evaluate", "gpu"),
+        variants=names_of("evaluate"),
     params:
         recipe=recipe("evaluate"),
     shell:

@@ -32,6 +32,7 @@ rule init:
         runtime=need("init", "runtime"),
         disk_mb=need("init", "disk_mb"),
         gpu=need("init", "gpu"),
+        variants=names_of("init"),
     params:
         recipe=recipe("init"),
     shell:

@@ -16,6 +16,7 @@ rule merge:
         runtime=need("merge", "runtime"),
         disk_mb=need("merge", "disk_mb"),
         gpu=need("merge", "gpu"),
+        variants=names_of("merge"),
     params:
         recipe=recipe("merge"),
     shell:

@@ -15,6 +15,7 @@ import numpy as np
 from strata import families, plan, store
 from strata.checkpoint import CARRIED, Spec, check_exact, finish, plan_shards, write_shard
 from strata.errors import CheckpointError, SourceError
+from strata.progress import bar
 from strata.recipe import Recipe, digest
 from strata.shapes import measure
 from strata.sources import FILES
@@ -51,8 +52,10 @@ def _build(source: Path, folder: Path, parameters: Mapping[str, Any]) -> Built:
         config = families.as_llama(config)
     shards = plan_shards(specs, config["num_hidden_layers"])
     sha256: dict[str, str] = {}
-    for file, header in shards.items():
-        write_shard(folder / file, header, partial(_fill, header=header, tensors=tensors, sha256=sha256))
+    with bar("init", len(shards), "shard") as progress:
+        for file, header in shards.items():
+            write_shard(folder / file, header, partial(_fill, header=header, tensors=tensors, sha256=sha256))
+            progress.update()
     return finish(folder, config, shards, sha256, plan.identity(config["num_hidden_layers"]))
 
 

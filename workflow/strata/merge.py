@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from strata import families, store
 from strata.checkpoint import CARRIED, Checkpoint, Spec, finish, open_checkpoint, plan_shards, write_shard
 from strata.plan import Plan, make_plan
+from strata.progress import bar
 from strata.recipe import Recipe
 from strata.store import Built, Object
 from strata.tensors import Header, copy_range
@@ -39,7 +40,11 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
         specs[name] = (tensor.dtype, tensor.shape)
     shards = plan_shards(specs, len(plan.layers))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(lambda item: _write(folder / item[0], item[1], origins), shards.items()))
+        running = [pool.submit(_write, folder / file, header, origins) for file, header in shards.items()]
+        with bar("merge", len(shards), "shard") as progress:
+            for shard in as_completed(running):
+                shard.result()
+                progress.update()
     lender = parents[plan.embed_from]
     for name in CARRIED:
         if (lender.path / name).is_file():

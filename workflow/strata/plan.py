@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from strata.errors import ConfigError
@@ -50,9 +51,15 @@ class Plan:
         return Plan(layers, data["embed_from"], data["norm_from"], data["head_from"])
 
 
+@cache
+def _copy(layer: int) -> Layer:
+    """One object for each layer: a sweep of thousands of plans is resolved in every job of the workflow."""
+    return Layer(((0, layer),))
+
+
 def copies(layers: Iterable[int]) -> Plan:
     """The plan that copies these layers of one parent, in this order."""
-    return Plan(tuple(Layer(((0, layer),)) for layer in layers))
+    return Plan(tuple(map(_copy, layers)))
 
 
 def identity(n: int) -> Plan:
