@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from conftest import shape_text, tree_sha256
 from strata import config, experiment
 from strata.errors import SourceError
-from strata.pin import pin
+from strata.pin import _commit, pin
+from test_sources import COMMIT, fill_cache
 
 Write = Callable[..., Path]
 
@@ -82,3 +87,52 @@ def test_an_unpinned_source_is_an_error_that_says_so(write_config: Write, llama:
         experiment.load([write_config(text_of("  m: {path: {path}}\n", llama))])
     assert "strata pin" in str(caught.value)
     assert "config.yaml:3" in str(caught.value)
+
+
+def test_a_branch_of_a_hub_repository_is_resolved_to_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a server on loopback that answers the hub's question for a revision."""
+    asked: list[str] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            body = json.dumps({"id": "owner/model", "sha": COMMIT, "siblings": []}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    try:
+        assert _commit("owner/model", "main") == COMMIT
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert asked == ["/api/models/owner/model/revision/main"]
+
+
+def test_a_branch_cannot_be_resolved_offline() -> None:
+    with pytest.raises(SourceError, match="cannot resolve the revision"):
+        _commit("owner/model", "main")
+
+
+def test_a_hub_repository_at_a_commit_is_measured_from_the_cache(
+    write_config: Write, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    fill_cache(tmp_path / "cache", llama)
+    file = write_config(text_of(f"  m: {{hub: owner/model, revision: {COMMIT}}}  # kept\n", tmp_path))
+    assert pinned(file) == ["m: sha256, shape"]
+    source = config.load([file])[0].sources["m"]
+    assert (source.sha256, source.shape is not None) == (tree_sha256(llama), True)
+    assert "}  # kept" in file.read_text()
+    experiment.load([file])
