@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from strata import store
-from strata.documents import beginning, continuations, read_documents
 from strata.errors import EvaluationError
+from strata.items import beginning, continuations, read_documents
 from strata.progress import bar
 from strata.recipe import Recipe, canonical, digest
 from strata.sources import FILES

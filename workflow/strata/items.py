@@ -1,4 +1,4 @@
-"""Documents as evaluation items: the start of each text, or questions made of its sentences.
+"""Evaluation items made of texts: the start of each document, or questions made of its sentences.
 
 Every draw is an order of hashes of (seed, place), so that the same items come out on every machine and Python.
 """

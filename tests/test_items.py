@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from strata.documents import beginning, continuations, sentences
 from strata.errors import EvaluationError
+from strata.items import beginning, continuations, sentences
 
 TEXTS = {
     name: " ".join(f"Sentence number {n} of the document {name} is here to be read." for n in range(30))
