@@ -74,20 +74,21 @@ def test_killed_at_any_call_an_object_is_whole_or_not_there(tmp_path: Path, sysc
     if subprocess.run(["which", "strace"], capture_output=True).returncode:
         pytest.skip("strace is not installed")
     script = (
-        "from pathlib import Path; from strata import store; from strata.recipe import Recipe; from strata.store import Built\n"
-        "def build(f):\n (f / 'a').write_text('x' * 9000); (f / 'b').write_text('b'); return Built()\n"
-        f"store.publish(Path({str(tmp_path)!r}), Recipe('merge', {{'method': 'dus', 'drop': 1}}), build)"
+        "import sys; from pathlib import Path; from strata import store; from strata.recipe import Recipe\n"
+        "def build(f):\n (f / 'a').write_text('x' * 9000); (f / 'b').write_text('b'); return store.Built()\n"
+        "store.publish(Path(sys.argv[1]), Recipe('merge', {'method': 'dus', 'drop': 1}), build)"
     )
+    env = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
     for number in range(1, 30):
-        command = ["strace", "-f", "-qq", "-e", f"trace={syscall}", "-e", f"inject={syscall}:signal=KILL:when={number}"]
-        code = subprocess.run(
-            [*command, sys.executable, "-c", script],
-            capture_output=True,
-            env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
-        ).returncode
-        found = store.find(tmp_path, RECIPE.id)
+        root = tmp_path / str(number)
+        inject = ["-e", f"trace={syscall}", "-e", f"inject={syscall}:signal=KILL:when={number}"]
+        command = ["strace", "-f", "-qq", *inject, sys.executable, "-c", script, str(root)]
+        code = subprocess.run(command, capture_output=True, env=env).returncode
+        found = store.find(root, RECIPE.id)
         if found:
             store.verify(found)
+        store.verify(store.publish(root, RECIPE, never if found else writing()))
+        assert stat.S_IMODE((root / "checkpoints" / RECIPE.id).stat().st_mode) == 0o555
         if code == 0:
             assert found is not None
             break

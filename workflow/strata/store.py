@@ -175,6 +175,8 @@ def _accept(root: Path, recipe: Recipe) -> Object | None:
         found = find(root, recipe.id)
         if found is not None and canonical(found.manifest["recipe"]) != recipe.canonical:
             raise _damaged(recipe.id, found.path, "recipe", recipe.canonical[:200], "another one")
+        if found is not None and found.path.stat().st_mode & 0o222:
+            _lock(found.path)  # its publisher died between the rename and this
     except StoreError as error:
         place = reject(root, recipe.id, str(error))
         raise StoreError(f"{error}\nIt was moved to {place}; run again to rebuild it.") from None
@@ -238,9 +240,14 @@ def _rename(root: Path, scratch: Path, made: Object) -> Object:
             ) from None
         return won
     _sync(made.path.parent)
-    for folder in [made.path, *(path for path in made.path.rglob("*") if path.is_dir())]:
-        folder.chmod(0o555)
+    _lock(made.path)
     return made
+
+
+def _lock(folder: Path) -> None:
+    """Make an object's folders read-only. After the rename, since one that is read-only cannot change its parent."""
+    for path in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        path.chmod(0o555)
 
 
 def _copy_manifest(root: Path, done: Object) -> None:
