@@ -125,6 +125,16 @@ def flip(file: Path, offset: int) -> None:
     file.write_bytes(data)
 
 
+def edit_manifest(file: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Change a manifest and seal it again, as only a program with bad intent or a bug would."""
+    from strata.store import encode, seal
+
+    manifest = read_json(file)
+    edit(manifest)
+    file.chmod(0o644)
+    file.write_bytes(encode(manifest | {"seal": seal(manifest)}))
+
+
 def read_json(file: Path) -> Any:
     return json.loads(file.read_text())
 

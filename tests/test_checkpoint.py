@@ -54,7 +54,7 @@ def test_verify_names_the_tensor_whose_bytes_changed(llama: Path, base_of: Calla
     shard = base.path / "model-00003-of-00006.safetensors"
     flip(shard, shard.stat().st_size - 1)
     store.require(base.path.parents[1], base.id)  # cheap checks do not read weights
-    with pytest.raises(CheckpointError, match=r"model\.layers\.1\."):
+    with pytest.raises(StoreError, match=r"model\.layers\.1\."):
         checkpoint.verify(base)
 
 

@@ -27,8 +27,10 @@ def test_every_error_has_an_exit_code_of_its_kind() -> None:
         (
             ["init", '{"operation":"merge","parameters":{},"parents":[],"sources":[],"version":1}'],
             2,
-            "another operation",
+            "another operation or version",
         ),
+        (["merge", '{"operation":"merge","parameters":{},"parents":[],"sources":[],"version":99}'], 2, "version 99"),
+        (["--root", "other", "redo", "dus"], 2, "redo builds in `results` alone"),
         (["pin", "--suite", "nope.yaml"], 3, "no such suite"),
         (["frobnicate"], 2, "invalid choice"),
     ],

@@ -28,6 +28,7 @@ Write = Callable[..., Path]
         ("1: 2", "a key is not text", 'quote it: "1"'),
         ("a: 1\nb: 2\na: 3", "duplicate key `a`", "keep one"),
         ("a: !!python/object/apply:os.system [ls]", "YAML tags are not allowed", "plain values"),
+        ("a: !!float abc", "YAML tags are not allowed", ""),
         ("a: !!int '3'", "YAML tags are not allowed", "plain values"),
         ("a: &x {b: 1}\nc: {<<: *x}", "only plain keys are allowed", "write the keys out"),
         ("a: &x [*x]", "nested too deeply", ""),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import REPOSITORY
 from strata import experiment
 from strata.errors import ConfigError, SourceError
 
@@ -108,6 +109,20 @@ def test_a_source_without_a_pin_or_shape_is_an_error_that_says_so(
 def test_a_suite_that_does_not_exist_names_those_that_do(write_config: Write) -> None:
     with pytest.raises(ConfigError, match="quick"):
         experiment.load([write_config(text(DUS) + "suites: [quik]\n")])
+
+
+def test_suites_are_called_as_their_files_and_no_two_alike(write_config: Write, tmp_path: Path) -> None:
+    """A copied suite that kept its name would put its scores under the first one's."""
+    quick = (REPOSITORY / "workflow" / "suites" / "quick.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(quick)
+    config = text(DUS) + f"suites: [quick, {tmp_path / 'mine.yaml'}]\n"
+    with pytest.raises(ConfigError, match="called as its file is"):
+        experiment.load([write_config(config)])
+    (tmp_path / "quick.yaml").write_text(quick)
+    with pytest.raises(ConfigError, match="two suites of one name"):
+        experiment.load([write_config(config.replace("mine", "quick"))])
+    (tmp_path / "mine.yaml").write_text(quick.replace("suite: quick", "suite: mine"))
+    assert len(experiment.load([write_config(config)]).variants["dus"].evaluations) == 2
 
 
 def test_a_chain_of_thousands_is_no_recursion(write_config: Write) -> None:

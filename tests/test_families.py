@@ -68,6 +68,13 @@ def test_an_unusable_config_is_refused_by_key(change: dict[str, Any], where: str
         families.expected_tensors({"model_type": "llama", **SIZES, **change})
 
 
+def test_a_mistral_with_what_no_llama_has_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="new_norm"):
+        families.as_llama({"model_type": "mistral", **SIZES, "new_norm": True})
+    scaled = {"type": "linear", "factor": 4.0}
+    assert families.as_llama({"model_type": "mistral", **SIZES, "rope_scaling": scaled})["rope_scaling"] == scaled
+
+
 def test_only_the_first_number_of_a_name_is_the_layer() -> None:
     assert families.split_name("model.layers.3.mlp.experts.0.up_proj.weight") == (3, "mlp.experts.0.up_proj.weight")
     assert families.split_name("model.norm.weight") == (None, "model.norm.weight")

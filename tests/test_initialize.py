@@ -118,12 +118,15 @@ def test_a_weight_that_is_not_finite_is_named(model: Path, base_of: Base, value:
     [
         (lambda t: t.pop("model.norm.weight"), r"missing model\.norm\.weight"),
         (lambda t: t.update({"extra": torch.zeros(1, dtype=torch.bfloat16)}), "not expected extra"),
-        (lambda t: t.update({"model.norm.weight": torch.zeros(32)}), "mixed or unusable dtypes"),
+        (
+            lambda t: t.update({"model.norm.weight": torch.zeros(32)}),
+            "unknown dtype of a model|mixed or unusable dtypes",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_the_config_are_refused(model: Path, base_of: Base, edit: Any, message: str) -> None:
     change(model, edit)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(StrataError, match=message):
         base_of(model)
 
 
@@ -148,8 +151,75 @@ def test_pickled_weights_are_never_opened(model: Path, base_of: Base) -> None:
 def test_a_model_with_its_own_code_is_refused(model: Path, base_of: Base) -> None:
     change_config(model, auto_map={"AutoModelForCausalLM": "evil.Model"})
     (model / "evil.py").write_text("raise SystemExit('ran')")
-    with pytest.raises(SourceError, match="needs code of its own"):
+    with pytest.raises(SourceError, match="cannot be used as it is"):
         base_of(model)
+
+
+def test_a_quantised_model_is_refused(model: Path, base_of: Base) -> None:
+    change_config(model, quantization_config={"quant_method": "bitsandbytes"})
+    with pytest.raises(SourceError, match="quantization_config"):
+        base_of(model)
+
+
+def test_a_tokenizer_must_be_there_plain_and_no_larger_than_the_embedding(model: Path, base_of: Base) -> None:
+    config = model / "tokenizer_config.json"
+    plain = config.read_text()
+    config.write_text(json.dumps({**json.loads(plain), "auto_map": {"AutoTokenizer": ["evil.T", None]}}))
+    with pytest.raises(SourceError, match="auto_map"):
+        base_of(model)
+    config.write_text(plain)
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["zz"] = 272
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(SourceError, match="without an embedding"):
+        base_of(model)
+    (model / "tokenizer.json").unlink()
+    with pytest.raises(SourceError, match="no tokenizer"):
+        base_of(model)
+
+
+def test_several_models_in_one_source_are_no_choice_of_ours(model: Path, base_of: Base) -> None:
+    (model / "small.Q4.gguf").write_bytes(b"GGUF")
+    with pytest.raises(SourceError, match="several models") as caught:
+        base_of(model)
+    assert "small.Q4.gguf" in str(caught.value)
+
+
+def test_other_weights_beside_the_named_ones_are_not_counted(model: Path, base_of: Base) -> None:
+    shutil.copy(model / "model.safetensors", model / "consolidated.safetensors")
+    assert base_of(model).facts["parameters"] == 48416
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": NaN}', '{"model_type": "llama", "model_type": "llama"}', "null"])
+def test_a_config_that_is_no_plain_object_is_refused(model: Path, base_of: Base, text: str) -> None:
+    (model / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match="not a usable JSON file"):
+        base_of(model)
+
+
+def test_a_gguf_with_scaled_positions_is_refused(tmp_path: Path) -> None:
+    """transformers reads neither rope_freqs nor rope.scaling from a GGUF, and says nothing."""
+    import numpy as np
+    from gguf import GGUFWriter
+
+    from strata.modelfiles import open_gguf
+
+    def write(name: str, scaled: bool, frequencies: bool) -> Path:
+        writer = GGUFWriter(tmp_path / name, "llama")
+        writer.add_block_count(1)
+        if scaled:
+            writer.add_rope_scaling_factor(4.0)
+        writer.add_tensor("rope_freqs.weight" if frequencies else "token_embd.weight", np.ones((4, 4), np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return tmp_path / name
+
+    assert open_gguf(write("plain.gguf", False, False))[1] == "llama"
+    for file in (write("a.gguf", True, False), write("b.gguf", False, True)):
+        with pytest.raises(SourceError, match="scaled positions"):
+            open_gguf(file)
 
 
 def test_a_shape_that_the_file_does_not_have_is_told_with_both_numbers(

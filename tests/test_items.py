@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from strata.errors import EvaluationError
-from strata.items import beginning, continuations, sentences
+from strata.items import beginning, continuations, read_documents, sentences
 
 TEXTS = {
     name: " ".join(f"Sentence number {n} of the document {name} is here to be read." for n in range(30))
@@ -47,6 +48,34 @@ def test_the_draw_is_fixed_by_the_seed_alone() -> None:
     assert continuations(TEXTS, **ASK) != continuations(TEXTS, **{**ASK, "seed": 2})
     answers = [q["answer"] for q in continuations(TEXTS, **{**ASK, "items": 80})]
     assert all(10 <= answers.count(n) <= 32 for n in range(4))
+
+
+def test_a_sentence_of_another_document_that_is_the_true_one_is_no_wrong_answer() -> None:
+    texts = {
+        name: f"{text} Thank you all so very much for having come to listen to us." for name, text in TEXTS.items()
+    }
+    for question in continuations(texts, **{**ASK, "items": 80}):
+        assert len(set(question["choices"])) == 4
+
+
+def test_documents_are_told_apart_by_their_path(tmp_path: Path) -> None:
+    for name in ("x/1.txt", "y/1.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(name)
+    assert read_documents(tmp_path) == {"x/1": "x/1.txt", "y/1": "y/1.txt"}
+    assert list(read_documents(tmp_path / "x")) == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [("a.txt", b"\xff", "not UTF-8"), ("a.txt", b" ", "empty"), ("1.md", b"x", "name of another")],
+)
+def test_a_document_that_cannot_be_one_is_named(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    (tmp_path / "1.txt").write_text("x")
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(EvaluationError, match=message) as caught:
+        read_documents(tmp_path)
+    assert name.split(".")[0] in str(caught.value)
 
 
 def test_more_items_than_the_documents_hold_is_an_error() -> None:

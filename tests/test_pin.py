@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 from conftest import shape_text, tree_sha256
 from strata import config, experiment
-from strata.errors import SourceError
+from strata.errors import ConfigError, SourceError
 from strata.pin import _commit, pin
 from test_sources import COMMIT, fill_cache
 
@@ -25,7 +25,7 @@ def text_of(entry: str, path: Path) -> str:
 
 
 def pinned(file: Path) -> list[str]:
-    return pin(file, config.load([file])[0].sources)
+    return pin(file, config.load([file])[0].sources, {"m"})
 
 
 def test_a_block_keeps_its_comments(write_config: Write, llama: Path) -> None:
@@ -72,6 +72,40 @@ def test_a_shape_can_be_measured_afresh(write_config: Write, llama: Path) -> Non
     source = config.load([file])[0].sources["m"]
     assert source.shape is not None and source.shape.layers == 4
     assert "\n  # a comment\n" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    "entry", ["  m: {\n    path: {path}  # a comment\n    }\n", "  m: &m\n    path: {path}\n  n: *m\n"]
+)
+def test_a_file_that_cannot_be_edited_safely_is_left_alone_and_told_what_to_add(
+    write_config: Write, llama: Path, entry: str
+) -> None:
+    file = write_config(text_of(entry, llama))
+    before = file.read_bytes()
+    try:
+        pinned(file)
+    except ConfigError as error:
+        assert "write these yourself" in str(error)
+        assert tree_sha256(llama) in str(error)
+        assert file.read_bytes() == before
+    else:
+        assert config.load([file])[0].sources["m"].sha256 == tree_sha256(llama)
+
+
+def test_byte_order_mark_line_ends_and_links_stay(tmp_path: Path, llama: Path) -> None:
+    file, link = tmp_path / "real.yaml", tmp_path / "config.yaml"
+    text = text_of("  m:\n    path: {path}  # here\n", llama).replace("\n", "\r\n")
+    file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    link.symlink_to("real.yaml")
+    assert pinned(link) == ["m: sha256, shape"]
+    raw = file.read_bytes()
+    assert link.is_symlink() and raw.startswith(b"\xef\xbb\xbf#")
+    assert raw.count(b"\n") == raw.count(b"\r\n")
+
+
+def test_a_folder_with_a_checksum_and_no_shape_gets_its_shape(write_config: Write, llama: Path) -> None:
+    file = write_config(text_of(f"  m: {{path: {{path}}, sha256: {tree_sha256(llama)}}}\n", llama))
+    assert pinned(file) == ["m: shape"]
 
 
 def test_a_source_that_cannot_be_had_leaves_the_file_alone(write_config: Write, tmp_path: Path) -> None:

@@ -78,6 +78,11 @@ def test_out_of_range_is_refused(n: int, drop: int, group: int) -> None:
         plan.interlocked(n, drop, group)
 
 
+def test_a_chain_of_doublings_is_stopped_before_it_fills_the_memory() -> None:
+    with pytest.raises(ConfigError, match="too many layers"):
+        plan.dus(9_000, 0)
+
+
 def test_a_chain_of_merges_reads_as_one_plan_of_the_base() -> None:
     below = plan.dus(4, 1)  # 0 1 2 1 2 3
     above = plan.dus(6, 4)  # 0 1 4 5

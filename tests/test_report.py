@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from conftest import read_json
+from conftest import edit_manifest
 from strata import figures, plan, report, store
 from strata.errors import EvaluationError
 from strata.experiment import Experiment, load
@@ -97,19 +96,23 @@ def test_the_page_is_self_contained_and_well_formed(experiment: Experiment) -> N
 
 def test_a_score_of_other_weights_is_refused(experiment: Experiment) -> None:
     id = experiment.variants["stacked"].job.id
-    manifest = ROOT / "checkpoints" / id / "manifest.json"
-    manifest.chmod(0o644)
-    manifest.write_text(json.dumps({**read_json(manifest), "digest": "0" * 64}))
+    edit_manifest(ROOT / "checkpoints" / id / "manifest.json", lambda manifest: manifest.update(digest="0" * 64))
     with pytest.raises(EvaluationError, match="`stacked` belongs to other weights"):
+        report.write_report(ROOT, experiment)
+
+
+def test_a_variant_made_from_other_content_than_its_parent_has_is_refused(experiment: Experiment) -> None:
+    base = ROOT / "checkpoints" / experiment.variants["base"].job.id / "manifest.json"
+    edit_manifest(base, lambda manifest: manifest.update(digest="0" * 64))
+    evaluation = ROOT / "evaluations" / experiment.variants["base"].evaluations[0].id / "manifest.json"
+    edit_manifest(evaluation, lambda manifest: manifest["facts"].update(checkpoint_digest="0" * 64))
+    with pytest.raises(EvaluationError, match="`dus` was made from other content"):
         report.write_report(ROOT, experiment)
 
 
 def test_scores_of_other_requests_are_not_compared(experiment: Experiment) -> None:
     manifest = ROOT / "evaluations" / experiment.variants["stacked"].evaluations[0].id / "manifest.json"
-    content = read_json(manifest)
-    content["facts"]["scores"]["next"]["requests"] = "0" * 64
-    manifest.chmod(0o644)
-    manifest.write_text(json.dumps(content))
+    edit_manifest(manifest, lambda manifest: manifest["facts"]["scores"]["next"].update(requests="0" * 64))
     with pytest.raises(EvaluationError, match="answered different requests"):
         report.write_report(ROOT, experiment)
 

@@ -219,6 +219,34 @@ def test_a_hub_repository_from_a_filled_cache(tmp_path: Path, llama: Path, monke
         sources.fetch(tmp_path / "r", Recipe("fetch", {"hub": "owner/model", "revision": COMMIT, "sha256": SHA_B}), "")
 
 
+def test_what_else_is_in_the_cache_is_left_there(tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    fill_cache(tmp_path / "cache", llama)
+    snapshot = tmp_path / "cache" / "models--owner--model" / "snapshots" / COMMIT
+    for name in ("pytorch_model.bin", "README.md", "evil.py", "consolidated.safetensors"):
+        (snapshot / name).write_text("x")
+    found = sources.fetch(tmp_path / "r", Recipe("fetch", {"hub": "owner/model", "revision": COMMIT}), "")
+    assert set(files_of(found)) == {file.name for file in llama.iterdir()}
+
+
+def test_a_link_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("s")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(SourceError, match="leaves the folder"):
+        sources.fetch(tmp_path / "r", Recipe("fetch", {"sha256": SHA_B}), str(tmp_path / "data"))
+
+
+def test_a_password_in_an_index_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "http://user:SECRET@127.0.0.1:9/simple/")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+    with pytest.raises(SourceError, match="cannot be fetched") as caught:
+        sources.fetch(tmp_path / "r", package("b.txt", SHA_B), "")
+    assert "SECRET" not in str(caught.value)
+
+
 def test_offline_without_the_cache_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 

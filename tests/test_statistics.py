@@ -23,7 +23,13 @@ def text(bits: list[float], sizes: list[int]) -> Samples:
 def choice(hits: list[int]) -> Samples:
     def item(number: int, hit: int) -> dict[str, Any]:
         likely = [-1.0, -9.0] if hit else [-9.0, -1.0]
-        return {"id": str(number), "answer": 0, "choices": ["a", "b"], "characters": [1, 1], "loglikelihoods": likely}
+        return {
+            "id": f"d{number}/{number}",
+            "answer": 0,
+            "choices": ["a", "b"],
+            "characters": [1, 1],
+            "loglikelihoods": likely,
+        }
 
     return Samples("continuation", [item(number, hit) for number, hit in enumerate(hits)])
 
@@ -48,9 +54,28 @@ def test_accuracy_has_the_closed_form_error() -> None:
     assert estimate.error == pytest.approx(math.sqrt(0.75 * 0.25 / 3))
 
 
+def test_questions_about_one_document_are_not_independent() -> None:
+    """Two documents, answered all right and all wrong: as uncertain as two questions, whatever their number."""
+    few, many = choice([1, 0]), choice([1] * 10 + [0] * 10)
+    for number, item in enumerate(many.items):
+        item["id"] = f"{'a' if number < 10 else 'b'}/{number}"
+    assert measure(many).error == pytest.approx(measure(few).error)
+
+
+def test_one_document_gives_no_error_and_so_no_score() -> None:
+    with pytest.raises(EvaluationError, match="no error can be given"):
+        measure(text([3], [1]))
+
+
 def test_likelihoods_are_taken_per_character() -> None:
-    item = {"id": "0", "answer": 1, "choices": ["ab", "abcdefgh"], "characters": [2, 8], "loglikelihoods": [-4.0, -8.0]}
-    assert measure(Samples("continuation", [item, item])).value == 1.0
+    item = {
+        "id": "d/0",
+        "answer": 1,
+        "choices": ["ab", "abcdefgh"],
+        "characters": [2, 8],
+        "loglikelihoods": [-4.0, -8.0],
+    }
+    assert measure(Samples("continuation", [item, {**item, "id": "e/0"}])).value == 1.0
 
 
 def test_a_constant_difference_has_no_error_although_the_scores_have() -> None:
@@ -68,7 +93,7 @@ def test_a_paired_difference_of_hits() -> None:
 
 
 def test_a_model_does_not_differ_from_itself() -> None:
-    assert (difference(text([3, 4], [1, 2]), text([3, 4], [1, 2])).value, chance(text([3], [1]))) == (0, None)
+    assert (difference(text([3, 4], [1, 2]), text([3, 4], [1, 2])).value, chance(text([3, 4], [1, 2]))) == (0, None)
 
 
 def test_other_items_are_not_compared() -> None:

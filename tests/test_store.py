@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from conftest import flip
+from conftest import edit_manifest, flip
 from strata import store
 from strata.errors import NonDeterministic, SpaceError, StoreError
 from strata.recipe import Recipe
@@ -104,7 +105,9 @@ def test_every_flipped_byte_of_a_file_is_found(tmp_path: Path, name: str) -> Non
     for offset in range(len(content)):
         flip(file, offset)
         with pytest.raises(StoreError):
-            store.verify(store.require(tmp_path, RECIPE.id))
+            found = store.find(tmp_path, RECIPE.id)
+            assert found is not None
+            store.verify(found)
         file.write_bytes(content)
     store.verify(store.require(tmp_path, RECIPE.id))
 
@@ -184,12 +187,48 @@ def test_eight_processes_racing_for_one_id_agree(tmp_path: Path) -> None:
 
 def test_another_recipe_under_the_same_id_is_never_a_hit(tmp_path: Path) -> None:
     made = store.publish(tmp_path, RECIPE, writing())
-    manifest = json.loads((made.path / "manifest.json").read_text())
-    manifest["recipe"]["parameters"]["drop"] = 2
-    (made.path / "manifest.json").chmod(0o644)
-    (made.path / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(made.path / "manifest.json", lambda manifest: manifest["recipe"]["parameters"].update(drop=2))
     with pytest.raises(StoreError, match="damaged: id"):
         store.require(tmp_path, RECIPE.id)
+
+
+@pytest.mark.parametrize(
+    "edit", [lambda m: m.update(digest="0"), lambda m: m["facts"].update(x=2), lambda m: m.pop("recipe")]
+)
+def test_a_manifest_that_was_edited_is_found(tmp_path: Path, edit: Any) -> None:
+    made = store.publish(tmp_path, RECIPE, writing(facts={"x": 1}))
+    manifest = json.loads((made.path / "manifest.json").read_text())
+    edit(manifest)
+    (made.path / "manifest.json").chmod(0o644)
+    (made.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match="damaged"):
+        store.find(tmp_path, RECIPE.id)
+
+
+def test_a_damaged_input_is_rejected_so_that_the_next_run_builds_it(tmp_path: Path) -> None:
+    made = store.publish(tmp_path, RECIPE, writing())
+    flip(made.path / "b.txt", 0)
+    with pytest.raises(StoreError, match="moved to"):
+        store.require(tmp_path, RECIPE.id)
+    assert not made.path.exists()
+    assert not store.target(tmp_path, RECIPE.id).exists()
+
+
+def test_a_copy_whose_object_is_gone_is_dropped_by_who_misses_it(tmp_path: Path) -> None:
+    store.publish(tmp_path, RECIPE, writing()).path.rename(tmp_path / "gone")
+    with pytest.raises(StoreError, match="not in the store"):
+        store.require(tmp_path, RECIPE.id)
+    assert not store.target(tmp_path, RECIPE.id).exists()
+
+
+def test_what_a_killed_process_left_is_swept_by_the_next(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    host = socket.gethostname()
+    for owner in (f"{host}.{dead.pid}", f"{host}.{os.getpid()}", "elsewhere.1"):
+        (tmp_path / "tmp" / f"{RECIPE.id}.{owner}.abc").mkdir(parents=True)
+    store.publish(tmp_path, RECIPE, writing())
+    assert {path.name.split(".")[-2] for path in (tmp_path / "tmp").iterdir()} == {str(os.getpid()), "1"}
 
 
 def test_a_store_of_another_version_is_refused(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def encode(table: Any, data: bytes = b"\0" * 8) -> bytes:
         (encode({"a": {**ONE, "shape": [True, 2]}}), "non-negative"),
         (encode({"a": {**ONE, "dtype": "F33"}}), "a dtype of"),
         (encode({"a": {**ONE, "dtype": "f32"}}), "a dtype of"),
+        (encode({"a": {**ONE, "dtype": []}}), "a dtype of"),
         (encode({"a": {**ONE, "extra": 1}}), "dtype, shape and data_offsets"),
         (encode({"../../x": ONE}), "a tensor's name"),
         (encode({"": ONE}), "a tensor's name"),

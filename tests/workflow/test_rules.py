@@ -88,8 +88,8 @@ def test_only_rules_know_snakemake() -> None:
 
 
 ORDER = [
-    {"errors"}, {"document", "plan", "tensors", "progress"}, {"config", "recipe", "families"}, {"suite", "store"},
-    {"experiment", "checkpoint", "runs"}, {"resources", "shapes", "sources", "items", "statistics", "links"},
+    {"errors"}, {"jsonfile", "document", "plan", "progress"}, {"tensors", "config", "recipe", "families", "modelfiles"},
+    {"suite", "store"}, {"experiment", "checkpoint", "runs"}, {"resources", "shapes", "sources", "items", "statistics", "links"},
     {"initialize", "merge", "evaluate", "pin", "status", "figures", "reference"}, {"report"}, {"cli"},
 ]  # fmt: skip
 

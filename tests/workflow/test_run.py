@@ -177,6 +177,40 @@ def test_a_damaged_checkpoint_fails_its_job_and_is_rebuilt_by_the_next_run(finis
     assert strata(finished, "verify").returncode == 0
 
 
+def test_weights_that_changed_on_disk_are_found_before_they_are_scored(finished: Path) -> None:
+    """A merge takes its digests from its parents; the evaluation of what it made hashes them."""
+    base = finished / "results" / "variants" / "base" / "model-00003-of-00006.safetensors"
+    flip(base, base.stat().st_size - 1)
+    change(
+        finished,
+        "stacked: {parent: base, merge: {method: dus, drop: 0}}",
+        "stacked: {parent: base, merge: {method: dus, drop: 2}}",
+    )
+    run = snakemake(finished)
+    assert run.returncode != 0
+    assert "sha256 of a tensor" in run.stdout
+    assert "Traceback" not in run.stdout
+
+
+def test_a_damaged_parent_is_healed_by_the_next_runs(finished: Path) -> None:
+    flip((finished / "results" / "variants" / "base").resolve() / "config.json", 5)
+    change(
+        finished,
+        "stacked: {parent: base, merge: {method: dus, drop: 0}}",
+        "stacked: {parent: base, merge: {method: dus, drop: 2}}",
+    )
+    assert "moved to" in snakemake(finished).stdout
+    assert snakemake(finished).returncode == 0
+
+
+def test_redo_touches_nothing_while_snakemake_runs(finished: Path) -> None:
+    (finished / ".snakemake" / "locks").mkdir(exist_ok=True)
+    (finished / ".snakemake" / "locks" / "0.input.lock").write_text("x")
+    run = strata(finished, "redo", "stacked")
+    assert (run.returncode, "is running here" in run.stderr) == (2, True)
+    assert not (finished / "results" / "quarantine").exists()
+
+
 @pytest.mark.parametrize("target", ["results/variants/nope.json", "results/checkpoints/merge-" + "0" * 32 + ".json"])
 def test_a_target_that_is_not_in_the_config_is_refused(finished: Path, target: str) -> None:
     run = snakemake(finished, "-n", target)

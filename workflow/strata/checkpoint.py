@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from strata import families
+from strata import families, store
 from strata.errors import CheckpointError
 from strata.plan import Plan, seams
 from strata.recipe import canonical, digest
@@ -74,16 +74,18 @@ def open_checkpoint(found: Object) -> Checkpoint:
 
 
 def verify(found: Object) -> None:
-    """Hash every tensor of a stored checkpoint. Raises CheckpointError naming the first that differs."""
-    opened = open_checkpoint(found)
+    """Hash every file and every tensor of a stored checkpoint. Raises StoreError naming the first that differs."""
+    store.verify(found)
+    try:
+        opened = open_checkpoint(found)
+    except CheckpointError as error:
+        raise store.damaged(found.id, error.details["where"], error.what, "", error.details["got"]) from None
     for name, (shard, tensor, expected) in opened.tensors.items():
         with (opened.path / shard).open("rb") as stream:
             stream.seek(tensor.begin)
             actual = digest(stream.read(tensor.size))
         if actual != expected:
-            raise CheckpointError(
-                "a tensor's bytes have changed", where=f"{opened.path / shard}, {name}", expected=expected, got=actual
-            )
+            raise store.damaged(found.id, f"{opened.path / shard}, {name}", "sha256 of a tensor", expected, actual)
 
 
 def plan_shards(specs: Mapping[str, Spec], layers: int) -> dict[str, Header]:
@@ -111,7 +113,12 @@ def write_shard(file: Path, header: Header, write_data: Callable[[int], None]) -
 
 
 def finish(
-    folder: Path, config: Mapping[str, Any], shards: Mapping[str, Header], sha256: Mapping[str, str], plan: Plan
+    folder: Path,
+    config: Mapping[str, Any],
+    shards: Mapping[str, Header],
+    sha256: Mapping[str, str],
+    plan: Plan,
+    inputs: Iterable[Object],
 ) -> Built:
     """Write config, index and tensors.json beside the shards, and say what the store should keep of them.
 
@@ -145,6 +152,7 @@ def finish(
             "dtype": dtype,
             "plan": plan.to_json(),
             "seams": list(seams(plan)),
+            "made_from": {found.id: found.digest for found in inputs},
         },
     )
 

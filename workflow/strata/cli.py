@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from strata import progress
-from strata.errors import StrataError, UsageError
+from strata.errors import StoreError, StrataError, UsageError
 
 OPERATIONS = ("fetch", "init", "merge", "evaluate")
 
@@ -19,6 +20,7 @@ OPERATIONS = ("fetch", "init", "merge", "evaluate")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, or that of the error's kind."""
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that work in progress is cleaned up
     try:
         if getattr(options, "log", None):
             progress.log_to(options.log)
@@ -89,12 +91,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _job(options: argparse.Namespace) -> None:
-    from strata.recipe import Recipe
+    from strata.recipe import VERSIONS, Recipe
     from strata.runs import recorded
 
     recipe = Recipe.from_json(options.recipe)
-    if recipe.operation != options.operation:
-        raise UsageError("a recipe of another operation", expected=options.operation, got=recipe.operation)
+    expected = (options.operation, VERSIONS[options.operation])
+    if (recipe.operation, recipe.version) != expected:
+        raise UsageError(
+            "a recipe of another operation or version",
+            expected=f"{expected[0]} version {expected[1]}",
+            got=f"{recipe.operation} version {recipe.version}",
+            todo="run snakemake again: the code has changed since this job was planned",
+        )
     with recorded(options.root, recipe.id):
         match recipe.operation:
             case "fetch":
@@ -145,12 +153,21 @@ def _why(options: argparse.Namespace) -> None:
 
 def _redo(options: argparse.Namespace) -> None:
     from strata import status, store
+    from strata.errors import NonDeterministic
+    from strata.recipe import DETERMINISTIC
 
     experiment = _experiment(options)
     variant = status.variant_of(experiment, options.name)
+    if options.root != Path("results"):
+        raise UsageError("redo builds in `results` alone", got=options.root, todo="run it in the folder above")
+    if any(Path(".snakemake/locks").glob("*")):
+        raise UsageError(
+            "snakemake is running here, or was killed", where=Path(".snakemake/locks").absolute(),
+            todo="wait for it, or run `snakemake --unlock`",
+        )  # fmt: skip
     moved = status.reject_variant(options.root, experiment, options.name, "strata redo")
-    goal = str(options.root / "variants" / f"{options.name}.json")
     snakefile = str(Path(__file__).parents[2] / "Snakefile")
+    goal = str(options.root / "variants" / f"{options.name}.json")
     command = [sys.executable, "-m", "snakemake", "-s", snakefile, "--cores", "all", goal]
     if options.configfile:
         command += ["--configfile", *options.configfile]
@@ -158,9 +175,14 @@ def _redo(options: argparse.Namespace) -> None:
     if code:
         raise UsageError("the rebuild failed", got=f"snakemake exited with {code}", todo="see its messages above")
     for job in (variant.job, *variant.evaluations):
+        now = store.require(options.root, job.id).digest
+        if moved.get(job.id, now) != now and job.recipe.operation in DETERMINISTIC:
+            raise NonDeterministic(
+                "one recipe gave two contents", where=job.id, expected=f"digest {moved[job.id]}", got=now,
+                todo="what was made from the old content must be redone too; the old one is in quarantine",
+            )  # fmt: skip
         if job.id in moved:
-            same = store.require(options.root, job.id).digest == moved[job.id]
-            print(f"{job.id}: {'the same content as before' if same else 'OTHER CONTENT than before'}")
+            print(f"{job.id}: {'the same content as before' if moved[job.id] == now else 'OTHER CONTENT than before'}")
 
 
 def _verify(options: argparse.Namespace) -> None:
@@ -168,22 +190,32 @@ def _verify(options: argparse.Namespace) -> None:
 
     experiment = _experiment(options)
     jobs = {job.id: job for v in experiment.variants.values() for job in status.needed(experiment, v)}
+    broken = []
     for id, job in jobs.items():
-        found = store.find(options.root, id)
-        if found:
-            store.verify(found)
-            if job.recipe.kind == "checkpoints":
-                checkpoint.verify(found)
-        print(f"{id}  {'ok' if found else 'not built'}")
+        try:
+            found = store.find(options.root, id)
+            if found:
+                (checkpoint.verify if job.recipe.kind == "checkpoints" else store.verify)(found)
+            print(f"{id}  {'ok' if found else 'not built'}")
+        except StoreError as error:
+            print(f"{id}  DAMAGED")
+            broken.append(str(error))
+    if broken:
+        raise StoreError("\n".join(broken), todo="run `strata redo` for the variants made from it")
 
 
 def _pin(options: argparse.Namespace) -> None:
     from strata import config, suite
     from strata.pin import pin
 
-    files = [options.suite] if options.suite else [Path(file) for file in _files(options)]
-    section = suite.load(str(options.suite))[0].sources if options.suite else config.load(files)[0].sources
-    said = [line for file in files for line in pin(file, section, options.shape)]
+    if options.suite:
+        files, section, models = [options.suite], suite.load(str(options.suite))[0].sources, set()
+    else:
+        files = [Path(file) for file in _files(options)]
+        loaded = config.load(files)[0]
+        section = loaded.sources
+        models = {v.init.source for v in loaded.variants.values() if isinstance(v, config.InitVariant)}
+    said = [line for file in files for line in pin(file, section, models, options.shape)]
     print("\n".join(said) if said else "every source is pinned")
 
 

@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from strata.document import Document, Key, overlay, read
 from strata.errors import ConfigError
+from strata.plan import MAX_LAYERS
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
@@ -45,7 +46,7 @@ class Shape(Model):
     """What the DAG needs to know of a model before a weight is read. `strata pin` writes it, init checks it."""
 
     family: Family = Field(description="model family, as `model_type` in config.json")
-    layers: int = Field(gt=0, description="number of transformer layers")
+    layers: int = Field(gt=0, le=MAX_LAYERS, description="number of transformer layers")
     parameters: int = Field(gt=0, description="number of parameters, tied ones counted once")
     bytes: int = Field(gt=0, description="size of the tensors as init stores them, without headers")
     dtype: Dtype = Field(description="stored dtype; bfloat16 for a dequantised GGUF")
@@ -72,12 +73,21 @@ class HubSource(Source):
     hub: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="`owner/name`")
     revision: str | None = Field(default=None, description="commit of 40 hex digits; `strata pin` resolves a branch")
 
+    @property
+    def is_pinned(self) -> bool:
+        """A commit cannot move; a branch or tag can."""
+        return re.fullmatch("[0-9a-f]{40}", self.revision or "") is not None
+
 
 class PathSource(Source):
     """A local file or folder."""
 
     path: str = Field(min_length=1, description="relative to the working directory, or absolute")
     file: str | None = Field(default=None, description="in a folder: which files, as a glob; default all")
+
+    @property
+    def location(self) -> str:
+        return str(Path(self.path).expanduser())
 
 
 class Init(Model):

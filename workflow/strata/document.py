@@ -158,7 +158,10 @@ def _scalar(node: yaml.ScalarNode, where: str) -> Any:
         raise _ambiguous(text, where, "YAML reads it in base 8, 16 or 60", f'write a decimal number or "{text}"')
     if tag == "float":
         if ":" not in text and "n" not in text.lower():
-            return float(text.replace("_", ""))
+            try:
+                return float(text.replace("_", ""))
+            except ValueError:  # an explicit !!float on something else
+                raise ConfigError("YAML tags are not allowed", where=where, got=node.tag) from None
         raise _ambiguous(text, where, "not a finite decimal number", "write a decimal number")
     if tag == "str":
         if _EXPONENT.match(text):

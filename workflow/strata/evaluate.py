@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from strata import store
+from strata.checkpoint import CONFIG, verify
 from strata.errors import EvaluationError
+from strata.families import size
 from strata.items import beginning, continuations, read_documents
+from strata.jsonfile import read_object
 from strata.progress import bar
 from strata.recipe import Recipe, canonical, digest
 from strata.sources import FILES
@@ -34,10 +37,12 @@ def evaluate(root: Path, recipe: Recipe) -> Object:
 
 
 def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
-    checkpoint = store.require(root, recipe.parents[0])
+    # Every byte that is scored is hashed first: a merge takes its digests from its parents and reads no weight.
+    checkpoint = store.require(root, recipe.parents[0], verify)
     for source in recipe.sources:
-        store.verify(store.require(root, source))
+        store.require(root, source, store.verify)
     tasks = {name: _documents(root, task) for name, task in recipe.parameters["tasks"].items()}
+    _check_length(checkpoint, recipe.parameters["numerics"]["max_length"])
     results = _run(checkpoint, recipe.parameters, tasks)
     scores: dict[str, Any] = {}
     for name, task in recipe.parameters["tasks"].items():
@@ -52,6 +57,15 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
             "requests": digest(canonical([row["arguments"] for row in rows])),
         }
     return Built(facts={"checkpoint": checkpoint.id, "checkpoint_digest": checkpoint.digest, "scores": scores})
+
+
+def _check_length(checkpoint: Object, max_length: int) -> None:
+    positions = size(read_object(checkpoint.path / CONFIG), "max_position_embeddings")
+    if max_length > positions:
+        raise EvaluationError(
+            "the suite's max_length is beyond the model's positions", where=checkpoint.path,
+            expected=f"{positions} or less", got=max_length, todo="lower `numerics.max_length` in the suite",
+        )  # fmt: skip
 
 
 def read_samples(found: Object, task: str) -> Samples:
@@ -77,10 +91,11 @@ def _run(checkpoint: Object, parameters: Mapping[str, Any], documents: dict[str,
     import datasets
     import lm_eval
     import torch
+    import transformers
     from lm_eval.api.task import ConfigurableTask
 
     numerics = parameters["numerics"]
-    torch.manual_seed(numerics["seed"])
+    transformers.set_seed(numerics["seed"])  # Python, numpy and torch
     torch.use_deterministic_algorithms(True, warn_only=True)
     model = _load(checkpoint, numerics, parameters["device"])
     tasks = {}
@@ -172,10 +187,19 @@ def _item(kind: str, row: Mapping[str, Any]) -> dict[str, Any]:
     """What is kept of lm-eval's sample: enough to make every number again."""
     doc = row["doc"]
     if kind == "bits_per_byte":
-        loglikelihood, size = row["bits_per_byte"]
-        return {"id": doc["id"], "loglikelihood": float(loglikelihood), "bytes": int(size)}
-    likelihoods = [float(response[0]) for response in row["filtered_resps"]]
+        loglikelihood, length = row["bits_per_byte"]
+        return {"id": doc["id"], "loglikelihood": _finite(loglikelihood, doc), "bytes": int(length)}
+    likelihoods = [_finite(response[0], doc) for response in row["filtered_resps"]]
     return {**doc, "loglikelihoods": likelihoods, "characters": [len(choice) for choice in doc["choices"]]}
+
+
+def _finite(loglikelihood: Any, doc: Mapping[str, Any]) -> float:
+    if not math.isfinite(loglikelihood):
+        raise EvaluationError(
+            "a log-likelihood is not a number", where=doc["id"], got=loglikelihood,
+            todo="the model overflows: try `dtype: float32` in the suite's numerics",
+        )  # fmt: skip
+    return float(loglikelihood)
 
 
 def _agree(task: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:

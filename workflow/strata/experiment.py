@@ -69,6 +69,9 @@ def resolve(config: schema.Config, document: Document) -> Experiment:
     """`load` for a config that was read already."""
     sources = {name: _fetch(source, document, ("sources", name)) for name, source in config.sources.items()}
     loaded = [suites.load(name) for name in config.suites]
+    names = [suite.suite for suite, _ in loaded]
+    if len(set(names)) != len(names):
+        raise ConfigError("two suites of one name", where=document.where(("suites",)), got=", ".join(names))
     tests: list[Recipe] = []
     fetched = list(sources.values())
     for suite, text in loaded:
@@ -87,24 +90,18 @@ def resolve(config: schema.Config, document: Document) -> Experiment:
 
 def _fetch(source: schema.Source, document: Document, key: Key) -> Job:
     """The job that brings in a source. Its recipe is the pin, so a moved local path keeps its id."""
-    revision = getattr(source, "revision", None)
-    is_hub = isinstance(source, schema.HubSource)
-    missing = "revision of 40 hex digits" if is_hub else "sha256"
-    if source.sha256 is None if not is_hub else not _is_commit(revision):
+    hub = source if isinstance(source, schema.HubSource) else None
+    if not (hub.is_pinned if hub else source.sha256):
         raise SourceError(
             f"`{key[-1]}` is not pinned",
             where=document.where(key),
-            expected=f"a {missing}",
-            got=repr(revision) if revision else "none",
+            expected="a revision of 40 hex digits" if hub else "a sha256",
+            got=repr(hub.revision) if hub and hub.revision else "none",
             todo="run `strata pin`: it fills in what is missing",
         )
     pin = source.model_dump(exclude={"shape", "path"}, exclude_none=True)
-    location = source.path if isinstance(source, schema.PathSource) else ""
+    location = source.location if isinstance(source, schema.PathSource) else ""
     return Job(Recipe("fetch", pin), source.shape, location)
-
-
-def _is_commit(revision: str | None) -> bool:
-    return revision is not None and len(revision) == 40 and set(revision) <= set("0123456789abcdef")
 
 
 def _test(suite: suites.Suite, group: str, data: dict[str, Job], device: str) -> Recipe:

@@ -20,8 +20,14 @@ _SHARED = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
     "use_cache", "pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings", "rope_parameters", "rope_theta",
-    "attention_dropout", "dtype", "torch_dtype",
+    "attention_dropout", "dtype", "torch_dtype", "rope_scaling",
 )  # fmt: skip
+# And what may be left behind: it says nothing of the forward pass, or nothing that a Llama has.
+_LEFT = {
+    "architectures", "model_type", "sliding_window", "transformers_version", "_name_or_path", "unk_token_id",
+    "output_attentions", "output_hidden_states", "return_dict", "chunk_size_feed_forward", "is_encoder_decoder",
+    "id2label", "label2id", "problem_type", "torchscript", "layer_types",
+}  # fmt: skip
 
 
 def layer_name(layer: int, suffix: str) -> str:
@@ -94,6 +100,12 @@ def as_llama(config: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(
             "cannot be put under a Llama config", where="config.json, model_type", expected="llama, mistral",
             got=config.get("model_type"),
+        )  # fmt: skip
+    unknown = sorted(key for key, value in config.items() if value and key not in _LEFT and key not in _SHARED)
+    if unknown:
+        raise CheckpointError(
+            "a Llama config has no such key", where="config.json", got=", ".join(unknown),
+            todo="leave `architecture` out: the model stays what it is",
         )  # fmt: skip
     llama = {key: config[key] for key in _SHARED if key in config}
     return {

@@ -15,6 +15,7 @@ import numpy as np
 from strata import families, plan, store
 from strata.checkpoint import CARRIED, Spec, check_exact, finish, plan_shards, write_shard
 from strata.errors import CheckpointError, SourceError
+from strata.modelfiles import check_tokenizer, find_model, open_gguf, read_config, weight_files
 from strata.progress import bar
 from strata.recipe import Recipe, digest
 from strata.shapes import measure
@@ -35,16 +36,18 @@ def initialize(root: Path, recipe: Recipe) -> Object:
     """
 
     def build(folder: Path) -> Built:
-        source = store.require(root, recipe.sources[0])
-        store.verify(source)
-        return _build(source.path / FILES, folder, recipe.parameters)
+        source = store.require(root, recipe.sources[0], store.verify)
+        return _build(source, folder, recipe.parameters)
 
     return store.publish(root, recipe, build)
 
 
-def _build(source: Path, folder: Path, parameters: Mapping[str, Any]) -> Built:
-    gguf = sorted(source.rglob("*.gguf"))
-    config, tensors = _read_gguf(gguf[0], folder) if gguf else _read_safetensors(source, folder)
+def _build(fetched: Object, folder: Path, parameters: Mapping[str, Any]) -> Built:
+    source = fetched.path / FILES
+    model = find_model(source)
+    if model is None:
+        raise SourceError("no model in the source", where=source, expected="a config.json or a .gguf file")
+    config, tensors = (_read_gguf if model.suffix == ".gguf" else _read_safetensors)(model, folder)
     specs = {name: spec for name, (spec, _) in tensors.items()}
     _check_shape(config, specs, parameters["shape"], source)
     check_exact(config, specs, source)
@@ -56,7 +59,7 @@ def _build(source: Path, folder: Path, parameters: Mapping[str, Any]) -> Built:
         for file, header in shards.items():
             write_shard(folder / file, header, partial(_fill, header=header, tensors=tensors, sha256=sha256))
             progress.update()
-    return finish(folder, config, shards, sha256, plan.identity(config["num_hidden_layers"]))
+    return finish(folder, config, shards, sha256, plan.identity(config["num_hidden_layers"]), [fetched])
 
 
 def _fill(handle: int, header: Header, tensors: Mapping[str, tuple[Spec, Read]], sha256: dict[str, str]) -> None:
@@ -70,52 +73,20 @@ def _fill(handle: int, header: Header, tensors: Mapping[str, tuple[Spec, Read]],
             view, offset = view[written:], offset + written
 
 
-def _read_safetensors(source: Path, folder: Path) -> tuple[dict[str, Any], dict[str, tuple[Spec, Read]]]:
-    configs = sorted(source.rglob("config.json"))
-    if len(configs) != 1:
-        raise SourceError(
-            "no model in the source",
-            where=source,
-            expected="one config.json or .gguf file",
-            got=f"{len(configs)} config.json",
-        )
-    home = configs[0].parent
-    config = json.loads(configs[0].read_bytes())
-    if config.get("auto_map"):
-        raise SourceError(
-            "the model needs code of its own", where=configs[0], got="auto_map", todo="use a built-in family"
-        )
+def _read_safetensors(file: Path, folder: Path) -> tuple[dict[str, Any], dict[str, tuple[Spec, Read]]]:
+    home, config = file.parent, read_config(file)
     tensors: dict[str, tuple[Spec, Read]] = {}
-    for file in _shards(home):
-        for tensor in read_header(file).tensors:
+    for shard in weight_files(home):
+        for tensor in read_header(shard).tensors:
             if tensor.name in tensors:
-                raise CheckpointError("a tensor stands in two shards", where=f"{file}, {tensor.name}")
-            tensors[tensor.name] = ((tensor.dtype, tensor.shape), _reader(file, tensor))
+                raise CheckpointError("a tensor stands in two shards", where=f"{shard}, {tensor.name}")
+            tensors[tensor.name] = ((tensor.dtype, tensor.shape), _reader(shard, tensor))
+    check_tokenizer(home, families.size(config, "vocab_size"))
     for name in CARRIED:
         if (home / name).is_file():
             shutil.copyfile(home / name, folder / name)
     _drop_tied_head(config, tensors, home)
     return config, tensors
-
-
-def _shards(home: Path) -> list[Path]:
-    """The weight files: those the index names, which must lie in this folder, or the only one there is."""
-    index, single = home / "model.safetensors.index.json", home / "model.safetensors"
-    if index.is_file():
-        names = set(json.loads(index.read_bytes()).get("weight_map", {}).values())
-        for name in sorted(names):
-            if Path(name).name != name or not name.endswith(".safetensors") or not (home / name).is_file():
-                raise CheckpointError("the index names a shard that is not here", where=index, got=repr(name))
-        if single.is_file() and single.name not in names:
-            raise CheckpointError("both an index and a single file", where=home, todo="remove one of them")
-        return [home / name for name in sorted(names)]
-    if single.is_file():
-        return [single]
-    found = ", ".join(sorted(path.name for path in home.iterdir())[:10])
-    raise SourceError(
-        "no safetensors weights", where=home, expected="model.safetensors, or an index with its shards", got=found,
-        todo="convert pickled weights with transformers' save_pretrained; they are never opened here",
-    )  # fmt: skip
 
 
 def _reader(file: Path, tensor: Tensor) -> Read:
@@ -132,6 +103,7 @@ def _read_gguf(file: Path, folder: Path) -> tuple[dict[str, Any], dict[str, tupl
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    open_gguf(file)
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, "local_files_only": True}
     model = AutoModelForCausalLM.from_pretrained(
         **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16

@@ -6,6 +6,7 @@ Every draw is an order of hashes of (seed, place), so that the same items come o
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,24 @@ _SENTENCE = re.compile(r'.+?(?:[.!?]["\')\]]*(?=\s+["\'(\[]*[A-Z0-9])|$)', re.DO
 
 
 def read_documents(folder: Path) -> dict[str, str]:
-    """Every file below `folder` as text, by its name without folders and ending, in order."""
+    """Every file below `folder` as text, in order of path, by its path from where they part, without its ending.
+
+    Raises:
+        EvaluationError: a file that is empty or not UTF-8, or two of one name.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {file.stem: file.read_text(encoding="utf-8").strip() for file in files}
+    home = Path(os.path.commonpath([file.parent for file in files])) if files else folder
+    documents: dict[str, str] = {}
+    for file in files:
+        name = file.relative_to(home).with_suffix("").as_posix()
+        try:
+            text = file.read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise EvaluationError("a document is not UTF-8", where=file, got=f"byte {error.start}") from None
+        if not text or name in documents:
+            raise EvaluationError("a document is empty, or has the name of another", where=file)
+        documents[name] = text
+    return documents
 
 
 def beginning(text: str, size: int) -> str:
@@ -41,8 +57,8 @@ def continuations(
 ) -> list[dict[str, Any]]:
     """Questions: a sentence, and which of `choices` sentences follows it in the same paragraph.
 
-    The others come from other documents and are as long as the true one, within a fifth where that can be had. Each
-    question is {"id", "context", "choices", "answer"}; questions are spread evenly over the documents.
+    The others come from other documents, differ from the true one and are as long, within a fifth. Each question is
+    {"id", "context", "choices", "answer"}; questions are spread evenly over the documents.
 
     Raises:
         EvaluationError: the documents do not hold enough sentences of that length.
@@ -54,6 +70,7 @@ def continuations(
     def fits(sentence: str) -> bool:
         return characters[0] <= len(sentence) <= characters[1]
 
+    questions: list[dict[str, Any]] = []
     pairs: dict[str, list[tuple[int, str, str]]] = {name: [] for name in documents}
     pool: list[tuple[str, str]] = []  # (document, sentence)
     for name, text in documents.items():
@@ -62,15 +79,12 @@ def continuations(
             for context, following in itertools.pairwise(paragraph):
                 if fits(context) and fits(following):
                     pairs[name].append((len(pairs[name]), context, following))
-    questions: list[dict[str, Any]] = []
     share = [items // len(documents) + (number < items % len(documents)) for number in range(len(documents))]
     for (name, found), wanted in zip(pairs.items(), share, strict=True):
         if len(found) < wanted:
             raise EvaluationError("too few sentences", where=name, expected=f"{wanted} pairs", got=len(found))
         for number, context, following in sorted(found, key=lambda pair: draw(name, pair[0]))[:wanted]:
-            near = [
-                text for other, text in pool if other != name and abs(len(text) - len(following)) * 5 <= len(following)
-            ]
+            near = [text for other, text in pool if other != name and _alike(text, following) and text != context]
             others = sorted(dict.fromkeys(near), key=lambda text: draw(name, number, text))[: choices - 1]
             if len(others) < choices - 1:
                 raise EvaluationError(
@@ -80,3 +94,8 @@ def continuations(
             options = [*others[:answer], following, *others[answer:]]
             questions.append({"id": f"{name}/{number}", "context": context, "choices": options, "answer": answer})
     return questions
+
+
+def _alike(text: str, true: str) -> bool:
+    """Whether a sentence can stand against the true one: another one, of its length within a fifth."""
+    return text != true and abs(len(text) - len(true)) * 5 <= len(true)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from pathlib import Path
@@ -23,7 +22,7 @@ def link_all(root: Path, experiment: Experiment) -> dict[str, str]:
         name = path.name.removesuffix(".json")
         if (path.is_symlink() and path.name not in names) or (path.suffix == ".json" and name not in names):
             path.unlink()
-    store.write_atomically(root / "links.json", _encode(names))
+    store.write_atomically(root / "links.json", store.encode(names))
     return names
 
 
@@ -43,7 +42,7 @@ def link_one(root: Path, experiment: Experiment, name: str) -> dict[str, Any]:
         "evaluations": [job.id for job in variant.evaluations],
         "scores": scores,
     }
-    store.write_atomically(root / FOLDER / f"{name}.json", _encode(summary))
+    store.write_atomically(root / FOLDER / f"{name}.json", store.encode(summary))
     return summary
 
 
@@ -56,7 +55,3 @@ def _link(root: Path, name: str, id: str) -> None:
     scratch = link.with_name(f".{name}.{secrets.token_hex(4)}")
     scratch.symlink_to(aim)
     scratch.replace(link)
-
-
-def _encode(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()

@@ -31,7 +31,8 @@ def merge(root: Path, recipe: Recipe) -> Object:
 
 
 def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
-    parents = [open_checkpoint(store.require(root, id)) for id in recipe.parents]
+    found = [store.require(root, id) for id in recipe.parents]
+    parents = [open_checkpoint(parent) for parent in found]
     plan = make_plan(recipe.parameters, parents[0].layers)
     origins = dict(_origins(plan, parents))
     specs: dict[str, Spec] = {}
@@ -50,7 +51,7 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
         if (lender.path / name).is_file():
             shutil.copyfile(lender.path / name, folder / name)
     sha256 = {name: parent.tensors[source][2] for name, (parent, source) in origins.items()}
-    return finish(folder, _config(lender.config, plan), shards, sha256, plan)
+    return finish(folder, _config(lender.config, plan), shards, sha256, plan, found)
 
 
 def _origins(plan: Plan, parents: Sequence[Checkpoint]) -> Iterator[tuple[str, Origin]]:

@@ -6,74 +6,94 @@ re-align, re-quote or re-wrap what they write.
 
 from __future__ import annotations
 
+import copy
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+
+import yaml
 
 from strata import config as schema
-from strata import sources
+from strata import shapes, sources
 from strata.document import Document, Key, read
-from strata.errors import SourceError
+from strata.errors import ConfigError, SourceError
 from strata.store import disk_errors, write_atomically
 
-_SHAPE = "shape"
 
-
-def pin(file: Path, section: Mapping[str, schema.AnySource], again: bool = False) -> list[str]:
+def pin(
+    file: Path, section: Mapping[str, schema.AnySource], models: Collection[str] = (), again: bool = False
+) -> list[str]:
     """Pin the sources of a config or suite file. Returns a line for each that changed.
 
     Args:
         file: the file that is rewritten, atomically, once all its sources are known.
         section: its `sources`.
-        again: measure the shape afresh where there is one already.
+        models: names of sources that must have a shape.
+        again: measure shapes afresh where there are some already.
 
     Raises:
-        SourceError: a source cannot be had.
+        SourceError: a source cannot be had, or is no model although it must be.
+        ConfigError: the file is written in a way that cannot be edited safely; the error says what to add.
     """
-    document, said, edits = read(file), [], []
-    for name, source in section.items():
-        if ("sources", name) not in document.marks:
-            continue  # it stands in another file
-        found = _measure(source, again)
-        if found:
-            said.append(f"{name}: {', '.join(found)}")
-            edits.append((name, found))
-    text = file.read_bytes().decode("utf-8-sig")
-    # From the end of the file to its start, so that the positions of what is still to do stay true.
-    for name, found in sorted(edits, key=lambda edit: -document.marks["sources", edit[0]].begin):
-        text = _edit(text, document, name, found)
-    if edits:
-        write_atomically(file, text.encode(), file.stat().st_mode & 0o777)
-    return said
+    document = read(file)
+    found = {
+        name: lacking
+        for name, source in section.items()
+        if ("sources", name) in document.marks and (lacking := _measure(name, source, name in models, again))
+    }
+    if found:
+        _rewrite(file.resolve(), document, found)
+    return [f"{name}: {', '.join(lacking)}" for name, lacking in found.items()]
 
 
-def _measure(source: schema.AnySource, again: bool) -> dict[str, str]:
+def _measure(name: str, source: schema.AnySource, is_model: bool, again: bool) -> dict[str, str]:
     """What the entry lacks, as YAML text by key."""
     entry = source.model_dump(exclude_none=True)
-    location = entry.get("path", "")
+    location = source.location if isinstance(source, schema.PathSource) else ""
     lacking: dict[str, str] = {}
-    if "hub" in entry and not _is_commit(entry.get("revision", "")):
-        entry["revision"] = lacking["revision"] = _commit(entry["hub"], entry.get("revision"))
-    if not again and "sha256" in entry and (_SHAPE in entry or not _looks_like_model(entry)):
+    if isinstance(source, schema.HubSource) and not source.is_pinned:
+        entry["revision"] = lacking["revision"] = _commit(source.hub, source.revision)
+    wants_shape = (again and source.shape is not None) or (source.shape is None and is_model)
+    if source.sha256 is not None and not wants_shape:
         return lacking
     with disk_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / sources.FILES
         folder.mkdir()
         sources.bring(entry, location, folder)
-        if "sha256" not in entry:
+        if source.sha256 is None:
             lacking["sha256"] = sources.tree_sha256(folder, sources.is_one_file(entry, location))
-        if (again or _SHAPE not in entry) and (shape := _shape(folder)) is not None:
-            lacking[_SHAPE] = "{" + ", ".join(f"{key}: {value}" for key, value in shape.items()) + "}"
+        if wants_shape:
+            shape = shapes.shape_of(folder)
+            if shape is None:
+                raise SourceError(f"`{name}` holds no model", where=sources.name_of(entry, location))
+            lacking["shape"] = "{" + ", ".join(f"{key}: {value}" for key, value in shape.items()) + "}"
     return lacking
 
 
-def _looks_like_model(entry: Mapping[str, Any]) -> bool:
-    return "hub" in entry or str(entry.get("file", entry.get("path"))).endswith((".gguf", ".safetensors"))
-
-
-def _is_commit(revision: str) -> bool:
-    return len(revision) == 40 and set(revision) <= set("0123456789abcdef")
+def _rewrite(file: Path, document: Document, found: Mapping[str, Mapping[str, str]]) -> None:
+    """Put the new keys into the file, once the edited text is known to say the old config and them, nothing else."""
+    raw = file.read_bytes().decode()
+    text = raw.removeprefix("\ufeff")
+    # From the end of the file to its start, so that the positions of what is still to do stay true.
+    for name in sorted(found, key=lambda name: -document.marks["sources", name].begin):
+        text = _edit(text, document, name, found[name])
+    expected = copy.deepcopy(document.value)
+    for name, lacking in found.items():
+        expected["sources"][name] |= {key: yaml.safe_load(value) for key, value in lacking.items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        trial = Path(scratch) / file.name
+        trial.write_bytes(text.encode())
+        try:
+            said = read(trial).value
+        except ConfigError:
+            said = {}
+    if said != expected:
+        lines = (f"{name}: {key}: {value}" for name, lacking in found.items() for key, value in lacking.items())
+        raise ConfigError(
+            "this file cannot be edited safely", where=file, todo="write these yourself: " + "; ".join(lines)
+        )
+    kept = raw[: len(raw) - len(raw.removeprefix("\ufeff"))]
+    write_atomically(file, (kept + text).encode(), file.stat().st_mode & 0o777)
 
 
 def _commit(name: str, revision: str | None) -> str:
@@ -87,13 +107,6 @@ def _commit(name: str, revision: str | None) -> str:
             "cannot resolve the revision", where=f"{name}@{revision or 'main'}", got=str(error).split("\n")[0],
             todo="pin where the hub can be reached, or write the commit's 40 hex digits",
         ) from None  # fmt: skip
-
-
-def _shape(folder: Path) -> dict[str, Any] | None:
-    """The shape of the model in a folder, or None when it holds none. Reads headers only."""
-    from strata import shapes
-
-    return shapes.shape_of(folder)
 
 
 def _edit(text: str, document: Document, source: str, found: Mapping[str, str]) -> str:
@@ -110,7 +123,9 @@ def _edit(text: str, document: Document, source: str, found: Mapping[str, str]) 
         indent = " " * (begin - (text.rfind("\n", 0, begin) + 1))
         line_end = text.find("\n", end)  # a comment behind the last value stays where it is
         line_end = len(text) if line_end < 0 else line_end
-        text = text[:line_end] + "".join(f"\n{indent}{line}" for line in new) + text[line_end:]
+        feed = "\r\n" if text[:line_end].endswith("\r") else "\n"
+        line_end -= len(feed) - 1
+        text = text[:line_end] + "".join(f"{feed}{indent}{line}" for line in new) + text[line_end:]
     for name in sorted(old, key=lambda name: -document.marks[*key, name].begin):
         begin, end = document.marks[*key, name].begin, _end(text, document, (*key, name))
         text = text[:begin] + (" " if text[begin - 1] == ":" else "") + found[name] + text[end:]

@@ -14,6 +14,7 @@ from typing import Any
 from strata.errors import ConfigError
 
 Source = tuple[int, int]  # (parent, layer)
+MAX_LAYERS = 10_000  # ten times the deepest model there is; a chain of doublings must not fill the memory
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ def interlocked(n: int, drop: int, group: int) -> Plan:
     if not 0 <= drop < n:
         raise ConfigError("`drop` is out of range", expected=f"0 to {n - 1}: the parent has {n} layers", got=drop)
     kept = n - drop
+    if 2 * kept > MAX_LAYERS:
+        raise ConfigError("`drop` leaves too many layers", expected=f"at most {MAX_LAYERS} layers", got=2 * kept)
     if not 1 <= group <= kept:
         raise ConfigError("`group` is out of range", expected=f"1 to {kept} = {n} layers - drop {drop}", got=group)
     order: list[int] = []

@@ -31,7 +31,7 @@ class Column:
 
     @property
     def title(self) -> str:
-        return f"{self.task}, {NAMES[self.metric]}"
+        return f"{self.task} ({self.suite}), {NAMES[self.metric]}"
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,15 @@ def trace(experiment: Experiment, name: str, known: dict[str, Plan]) -> Plan:
 def _samples(root: Path, variant: Variant) -> dict[tuple[str, str], tuple[Samples, str]]:
     """Each task's samples and the digest of its requests."""
     checkpoint = store.require(root, variant.job.id)
+    for id, digest in checkpoint.facts["made_from"].items():
+        if store.require(root, id).digest != digest:
+            raise EvaluationError(
+                f"`{variant.name}` was made from other content than {id} has now",
+                where=checkpoint.path,
+                expected=f"content digest {digest}",
+                got=store.require(root, id).digest,
+                todo=f"run `strata redo {variant.name}`",
+            )
     found = {}
     for job in variant.evaluations:
         evaluation = store.require(root, job.id)
@@ -213,8 +222,8 @@ def to_markdown(table: Table) -> str:
 
 
 READING = (
-    "± is one standard error: over documents for bits per byte (bootstrap), over items for accuracy. Differences are "
-    "paired by document or item. Lower bits per byte and higher accuracy are better."
+    "± is one standard error over documents. Differences are paired, document by document and question by question. "
+    "Lower bits per byte and higher accuracy are better."
 )
 
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from strata.store import write_atomically
+from strata import store
 
 PACKAGES = ("torch", "transformers", "lm_eval", "safetensors", "gguf", "numpy", "snakemake")
 
@@ -35,7 +35,7 @@ def recorded(root: Path, id: str) -> Iterator[None]:
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "versions": {package: version(package) for package in PACKAGES},
     }
-    write_atomically(root / "runs" / f"{id}.json", (json.dumps(record, indent=1) + "\n").encode())
+    store.write_atomically(root / "runs" / f"{id}.json", (json.dumps(record, indent=1) + "\n").encode())
 
 
 def peak_memory_mb() -> int | None:

