@@ -103,6 +103,18 @@ def test_a_model_that_loads_with_another_depth_is_refused(experiment: Experiment
     assert "got:      4 layers" in str(caught.value)
 
 
+def test_texts_with_odd_line_ends_survive_the_sample_log(tmp_path: Path) -> None:
+    items = [{"id": "a", "context": "one\u2028two\x85three\r\n", "loglikelihood": -1.0, "bytes": 3}]
+    evaluate._write_lines(tmp_path / "text.jsonl", items)
+    manifest = {"facts": {"scores": {"text": {"kind": "bits_per_byte"}}}}
+    assert evaluate.read_samples(store.Object("evaluate-0", tmp_path, manifest), "text").items == items
+
+
+def test_a_model_that_overflows_is_told_as_such() -> None:
+    with pytest.raises(EvaluationError, match="not a number"):
+        evaluate._item("bits_per_byte", {"doc": {"id": "a"}, "bits_per_byte": (float("nan"), 3)})
+
+
 def test_a_score_that_differs_from_lm_evals_is_refused() -> None:
     with pytest.raises(EvaluationError, match="cannot be recomputed"):
         evaluate._agree("t", {"metric": "acc_norm", "value": 0.5}, {"acc_norm,none": 0.51})

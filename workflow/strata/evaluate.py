@@ -71,7 +71,9 @@ def _check_length(checkpoint: Object, max_length: int) -> None:
 def read_samples(found: Object, task: str) -> Samples:
     """The stored items of one task, from which every number in the report is made."""
     kind = found.facts["scores"][task]["kind"]
-    return Samples(kind, [json.loads(line) for line in (found.path / f"{task}.jsonl").read_text().splitlines()])
+    # Not splitlines: it also splits at U+2028 and its like, which stand unescaped in the texts.
+    lines = (found.path / f"{task}.jsonl").read_text(encoding="utf-8").split("\n")
+    return Samples(kind, [json.loads(line) for line in lines if line])
 
 
 def _documents(root: Path, task: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -212,4 +214,4 @@ def _agree(task: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Non
 
 
 def _write_lines(file: Path, items: list[dict[str, Any]]) -> None:
-    file.write_text("".join(canonical(item) + "\n" for item in items))
+    file.write_text("".join(canonical(item) + "\n" for item in items), encoding="utf-8")
