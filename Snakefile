@@ -21,6 +21,7 @@ rule all:
     input:
         rules.report.output,
         rules.links.output,
+        all_results(),
     localrule: True
 
 
@@ -30,3 +31,7 @@ onstart:
 
 onsuccess:
     say_where_the_report_is()
+
+
+onerror:
+    say_that_the_report_is_old()

@@ -37,7 +37,7 @@ variants:
         ("init: {source: m}", "initt: {source: m}", ["cannot tell what this is", "init, merge", "initt"]),
         ("parent: base, ", "", ["give either `parent` or `parents`"]),
         ("parent: base", "parents: [base, base]", ["exactly one parent"]),
-        ("a" * 64, "abc", ["sources.m.sha256", "match pattern"]),
+        ("a" * 64, "abc", ["sources.m.sha256", "64 hex digits"]),
         ("family: llama", "family: lama", ["sources.m.shape.family", "'llama' or 'mistral'", "'lama'"]),
         ("variants:", "device: gpu\nvariants:", ["device", "'cpu' or 'cuda'"]),
         ("sources:", "__use_yte__: true\nsources:", ["makes a config run code"]),

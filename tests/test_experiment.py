@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -121,6 +122,9 @@ def test_suites_are_called_as_their_files_and_no_two_alike(write_config: Write, 
     (tmp_path / "quick.yaml").write_text(quick)
     with pytest.raises(ConfigError, match="two suites of one name"):
         experiment.load([write_config(config.replace("mine", "quick"))])
+    (tmp_path / "mine.yaml").write_text(re.sub("sha256: .*", "", quick.replace("suite: quick", "suite: mine")))
+    with pytest.raises(SourceError, match=r"strata pin --suite .*mine\.yaml"):
+        experiment.load([write_config(config)])
     (tmp_path / "mine.yaml").write_text(quick.replace("suite: quick", "suite: mine"))
     assert len(experiment.load([write_config(config)]).variants["dus"].evaluations) == 2
 

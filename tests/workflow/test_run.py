@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import VARIANTS, flip, read_json, snakemake, strata, write_experiment
+from conftest import VARIANTS, flip, read_json, save_model, snakemake, strata, write_experiment
 
 
 def jobs(output: str) -> dict[str, int]:
@@ -44,7 +44,7 @@ def test_a_second_run_does_nothing(finished: Path) -> None:
 def test_what_a_run_leaves(finished: Path) -> None:
     results = finished / "results"
     assert {path.name for path in (results / "report").iterdir()} == {"scores.csv", "scores.md", "report.html"}
-    assert {path.name for path in (results / "variants").iterdir()} == {"base", "dus", "same", "stacked"}
+    assert {path.name for path in (results / "variants").iterdir()} == {".links.json", "base", "dus", "same", "stacked"}
     assert (results / "variants" / "dus").readlink() == (results / "variants" / "same").readlink()
     assert not (results / "variants" / "dus").readlink().is_absolute()
     assert list((results / "tmp").iterdir()) == []
@@ -78,7 +78,13 @@ def test_a_rename_runs_the_links_and_the_report(finished: Path) -> None:
     change(finished, "stacked:", "doubled:")
     assert planned(finished) == {"links": 1, "report": 1}
     assert snakemake(finished).returncode == 0
-    assert {path.name for path in (finished / "results" / "variants").iterdir()} == {"base", "dus", "same", "doubled"}
+    assert {path.name for path in (finished / "results" / "variants").iterdir()} == {
+        ".links.json",
+        "base",
+        "dus",
+        "same",
+        "doubled",
+    }
     assert "| doubled |" in (finished / "results" / "report" / "scores.md").read_text()
 
 
@@ -156,7 +162,7 @@ def test_why_follows_a_change_up_to_the_ancestor_that_made_it(tmp_path: Path, fi
 
 
 def test_redo_builds_one_variant_again_and_says_that_nothing_changed(finished: Path) -> None:
-    before = read_json(finished / "results" / "links.json")["stacked"]
+    before = read_json(finished / "results" / "variants" / ".links.json")["stacked"]
     inode = (finished / "results" / "checkpoints" / before).stat().st_ino
     run = strata(finished, "redo", "stacked")
     assert run.returncode == 0, run.stderr
@@ -166,15 +172,105 @@ def test_redo_builds_one_variant_again_and_says_that_nothing_changed(finished: P
     assert planned(finished) in ({}, {"report": 1})
 
 
-def test_a_damaged_checkpoint_fails_its_job_and_is_rebuilt_by_the_next_run(finished: Path) -> None:
-    id = read_json(finished / "results" / "links.json")["stacked"]
-    flip(finished / "results" / "checkpoints" / id / "config.json", 5)
-    assert strata(finished, "verify").returncode == 6
-    first = snakemake(finished, "-f", f"results/checkpoints/{id}.json")
-    assert first.returncode != 0
-    assert "quarantine" in first.stdout
+def test_verify_moves_what_is_damaged_to_quarantine_and_the_next_run_builds_it(finished: Path) -> None:
+    flip((finished / "results" / "variants" / "stacked").resolve() / "config.json", 5)
+    verified = strata(finished, "verify")
+    assert verified.returncode == 6
+    assert verified.stdout.count("DAMAGED") == 1
+    assert planned(finished)["merge"] == 1
     assert snakemake(finished).returncode == 0
     assert strata(finished, "verify").returncode == 0
+
+
+def test_a_damaged_object_fails_the_job_that_is_to_make_it(finished: Path) -> None:
+    id = read_json(finished / "results" / "variants" / ".links.json")["stacked"]
+    flip(finished / "results" / "checkpoints" / id / "config.json", 5)
+    first = snakemake(finished, "-f", f"results/checkpoints/{id}.json")
+    assert (first.returncode != 0, "quarantine" in first.stdout) == (True, True)
+    assert "The report was not written again" in first.stdout
+    assert snakemake(finished).returncode == 0
+
+
+def test_an_object_deleted_by_hand_is_missed_at_once_and_built_again(finished: Path) -> None:
+    id = read_json(finished / "results" / "variants" / ".links.json")["stacked"]
+    shutil.rmtree(finished / "results" / "checkpoints" / id)
+    run = snakemake(finished)
+    assert (run.returncode, "objects are gone" in run.stdout) == (6, True)
+    assert strata(finished, "verify").returncode == 0
+    assert snakemake(finished).returncode == 0
+    assert (finished / "results" / "variants" / "stacked" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("folder", ["checkpoints", "evaluations", "variants", "report"])
+def test_a_folder_deleted_by_hand_comes_back(finished: Path, folder: str) -> None:
+    before = (finished / "results" / "report" / "scores.csv").read_text()
+    shutil.rmtree(finished / "results" / folder)
+    assert snakemake(finished).returncode == 0
+    assert (finished / "results" / "variants" / "dus" / "config.json").is_file()
+    assert (finished / "results" / "report" / "scores.csv").read_text() == before
+    assert planned(finished) == {}
+
+
+def test_a_summary_of_another_checkpoint_does_not_outlive_the_change(finished: Path) -> None:
+    assert snakemake(finished, "results/variants/dus.json", "results/variants/stacked.json").returncode == 0
+    change(
+        finished,
+        "stacked: {parent: base, merge: {method: dus, drop: 0}}",
+        "stacked: {parent: base, merge: {method: dus, drop: 1}}",
+    )
+    assert snakemake(finished).returncode == 0
+    names = {path.name for path in (finished / "results" / "variants").glob("*.json")}
+    assert names == {".links.json", "dus.json"}
+
+
+def test_a_source_that_was_moved_runs_nothing(finished: Path) -> None:
+    text = (finished / "config.yaml").read_text()
+    (finished / "config.yaml").write_text(re.sub(r"path: [^,]+,", "path: moved/elsewhere,", text, count=1))
+    assert planned(finished) == {}
+
+
+def test_pin_tells_when_a_local_source_is_no_longer_what_its_pin_says(finished: Path, tmp_path: Path) -> None:
+    other = save_model(tmp_path / "other", num_hidden_layers=6)
+    text = (finished / "config.yaml").read_text()
+    (finished / "config.yaml").write_text(re.sub(r"path: [^,]+,", f"path: {other},", text, count=1))
+    run = strata(finished, "pin")
+    assert (run.returncode, "`m` is not what its sha256 says" in run.stderr) == (4, True)
+
+
+def test_a_redo_that_fails_brings_back_what_was_there(finished: Path) -> None:
+    shard = finished / "results" / "variants" / "base" / "model-00003-of-00006.safetensors"
+    flip(shard.resolve().parent / "config.json", 5)
+    run = strata(finished, "redo", "stacked")
+    assert (run.returncode, "what was there before is back" in run.stderr) == (2, True)
+    listing = strata(finished, "ls").stdout
+    assert re.search(r"stacked .* built, 1 of 1 evaluations", listing)
+    assert snakemake(finished).returncode == 0
+
+
+def test_strata_reads_config_files_as_snakemake_does(finished: Path) -> None:
+    (finished / "more.yaml").write_text("variants:\n  extra: {parent: base, merge: {method: dus, drop: 3}}\n")
+    assert "extra" in strata(finished, "ls", "--configfile", "more.yaml").stdout
+
+
+def test_cuda_without_a_gpu_is_one_message(finished: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with (finished / "config.yaml").open("a") as file:
+        file.write("device: cuda\n")
+    run = snakemake(finished)
+    assert run.returncode != 0
+    assert "error: no GPU here" in run.stdout
+    assert "Traceback" not in run.stdout
+
+
+def test_a_folder_where_a_link_belongs_is_named(finished: Path) -> None:
+    link = finished / "results" / "variants" / "dus"
+    link.unlink()
+    link.mkdir()
+    (finished / "results" / "variants" / ".links.json").unlink()
+    assert "a folder stands where a variant's link belongs" in snakemake(finished).stdout
 
 
 def test_weights_that_changed_on_disk_are_found_before_they_are_scored(finished: Path) -> None:

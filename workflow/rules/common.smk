@@ -3,17 +3,21 @@ import os
 import shlex
 import shutil
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir, "workflow")))
 
 from strata import experiment as experiments
-from strata.errors import ClusterError, StrataError
+from strata.config import config_files as given_files
+from strata.errors import ClusterError, StoreError, StrataError
 from strata.recipe import digest
 from strata.resources import request
+from strata.status import variant_of
 from strata.store import target
 
 RESULTS = Path("results")
+STARTED = time.time()
 
 
 def refuse(error):
@@ -31,11 +35,7 @@ def config_files():
             got=", ".join(settings.config),
             todo="write them into a second file and add `--configfile config.yaml second.yaml`",
         )
-    own, given = Path("config.yaml"), [str(file) for file in settings.configfiles]
-    is_given = own.resolve() in {Path(file).resolve() for file in given}
-    if given and (is_given or settings.replace_workflow_config or not own.exists()):
-        return given
-    return [str(own), *given]
+    return given_files(settings.configfiles, settings.replace_workflow_config)
 
 
 try:
@@ -43,6 +43,15 @@ try:
     EXPERIMENT = experiments.load(CONFIG_FILES)
 except StrataError as error:
     refuse(error)
+
+# An object that was deleted by hand while its manifest copy stayed: Snakemake would go on believing in the copy.
+gone = [
+    id for id in EXPERIMENT.jobs if target(RESULTS, id).exists() and not target(RESULTS, id).with_suffix("").is_dir()
+]
+if gone and workflow.is_main_process:
+    refuse(
+        StoreError("objects are gone from the store", got=", ".join(gone[:5]), todo="run `strata verify`, then again")
+    )
 
 NAMES = {}
 for variant in EXPERIMENT.variants.values():
@@ -66,8 +75,10 @@ def job_of(operation, wildcards):
     """The job of an id that is part of this experiment."""
     id = f"{operation}-{wildcards.hash}"
     if id not in EXPERIMENT.jobs:
-        raise experiments.ConfigError(
-            "no variant of this config needs that id", got=id, todo="ask for results/variants/NAME.json instead"
+        refuse(
+            experiments.ConfigError(
+                "no variant of this config needs that id", got=id, todo="ask for results/variants/NAME.json instead"
+            )
         )
     return EXPERIMENT.jobs[id]
 
@@ -88,7 +99,7 @@ def recipe(operation):
 
 
 def location(wildcards):
-    """Where a local source lies. Empty for a package or a hub repository."""
+    """Where a local source lies; empty for any other. No parameter: a moved file with the same pin is the same source."""
     return job_of("fetch", wildcards).location
 
 
@@ -114,9 +125,10 @@ def results_of(name):
 
 
 def results_of_variant(wildcards):
-    if wildcards.name not in EXPERIMENT.variants:
-        raise experiments.ConfigError("no such variant", expected=", ".join(EXPERIMENT.variants), got=wildcards.name)
-    return results_of(wildcards.name)
+    try:
+        return results_of(variant_of(EXPERIMENT, wildcards.name).name)
+    except StrataError as error:
+        refuse(error)
 
 
 def all_results():
@@ -146,6 +158,11 @@ def require_scheduler():
 
 
 def say_where_the_report_is():
+    """At the end of a run that wrote the report. One that did not must not point at an older one."""
     page = RESULTS / "report" / "report.html"
-    if page.exists():
+    if page.exists() and page.stat().st_mtime >= STARTED:
         print(f"report: {page.resolve()}", file=sys.stderr)
+
+
+def say_that_the_report_is_old():
+    print("The report was not written again. Mend what failed above and run the same command.", file=sys.stderr)

@@ -10,11 +10,12 @@ rule fetch:
     localrule: True
     conda:
         "../../envs/strata.yaml"
+    resources:
+        location=location,
     params:
         recipe=recipe("fetch"),
-        location=location,
     shell:
-        "python -m strata fetch {params.recipe:q} --location={params.location:q} --log {log:q}"
+        "python -m strata fetch {params.recipe:q} --location={resources.location:q} --log {log:q}"
 
 
 rule init:

@@ -6,7 +6,7 @@ rule links:
     input:
         all_checkpoints(),
     output:
-        "results/links.json",
+        "results/variants/.links.json",
     log:
         "results/logs/links.log",
     localrule: True

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from strata import progress
-from strata.errors import StoreError, StrataError, UsageError
+from strata.errors import SpaceError, StoreError, StrataError, UsageError
 
 OPERATIONS = ("fetch", "init", "merge", "evaluate")
 
@@ -34,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except OSError as error:
+        _say(f"error: {error.strerror}\n  where:    {error.filename}\n  do:       see that this path can be used")
+        return SpaceError.exit_code
     except Exception as error:
         traceback.print_exc()
         _say(f"error: unexpected {type(error).__name__}: {error}\n  do:       report it, with the log")
@@ -58,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("name", metavar="NAME", help=name_of)
         if config:
             command.add_argument(
-                "--configfile", nargs="+", metavar="FILE", help="config files, later ones win (default: config.yaml)"
+                "--configfile", nargs="+", metavar="FILE", help="files laid over config.yaml, later ones win"
             )
         return command
 
@@ -66,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add("show", _show, "recipe, plan, digest and scores of a variant", name_of="a variant")
     add("why", _why, "what would run for a variant, and because of which change", name_of="a variant")
     add("redo", _redo, "put a variant's results into quarantine and build them again", name_of="a variant")
-    add("verify", _verify, "hash every byte of every variant's checkpoint, sources and evaluations")
+    add("verify", _verify, "hash every byte that the config needs; what is damaged goes to quarantine")
     pin = add("pin", _pin, "fill in sha256 and shape of the sources of a config")
     pin.add_argument("--suite", metavar="FILE", type=Path, help="pin a suite file instead")
     pin.add_argument("--shape", action="store_true", help="measure shapes afresh")
@@ -124,7 +127,9 @@ def _job(options: argparse.Namespace) -> None:
 
 
 def _files(options: argparse.Namespace) -> list[str]:
-    return options.configfile or ["config.yaml"]
+    from strata.config import config_files
+
+    return config_files(options.configfile or [])
 
 
 def _experiment(options: argparse.Namespace):  # type: ignore[no-untyped-def]
@@ -157,7 +162,7 @@ def _redo(options: argparse.Namespace) -> None:
     from strata.recipe import DETERMINISTIC
 
     experiment = _experiment(options)
-    variant = status.variant_of(experiment, options.name)
+    status.variant_of(experiment, options.name)
     if options.root != Path("results"):
         raise UsageError("redo builds in `results` alone", got=options.root, todo="run it in the folder above")
     if any(Path(".snakemake/locks").glob("*")):
@@ -168,21 +173,33 @@ def _redo(options: argparse.Namespace) -> None:
     moved = status.reject_variant(options.root, experiment, options.name, "strata redo")
     snakefile = str(Path(__file__).parents[2] / "Snakefile")
     goal = str(options.root / "variants" / f"{options.name}.json")
-    command = [sys.executable, "-m", "snakemake", "-s", snakefile, "--cores", "all", goal]
-    if options.configfile:
-        command += ["--configfile", *options.configfile]
-    code = subprocess.run(command, check=False).returncode  # noqa: S603
+    files = ["--configfile", *options.configfile] if options.configfile else []
+    code = _run_to_its_end([sys.executable, "-m", "snakemake", "-s", snakefile, "--cores", "all", goal, *files])
     if code:
-        raise UsageError("the rebuild failed", got=f"snakemake exited with {code}", todo="see its messages above")
-    for job in (variant.job, *variant.evaluations):
-        now = store.require(options.root, job.id).digest
-        if moved.get(job.id, now) != now and job.recipe.operation in DETERMINISTIC:
+        for id, (place, _) in moved.items():
+            store.restore(options.root, id, place)
+        raise UsageError(
+            "the rebuild failed, and what was there before is back", got=f"snakemake exited with {code}",
+            todo="see its messages above",
+        )  # fmt: skip
+    for id, (_, before) in moved.items():
+        now = store.require(options.root, id).digest
+        if before != now and id.partition("-")[0] in DETERMINISTIC:
             raise NonDeterministic(
-                "one recipe gave two contents", where=job.id, expected=f"digest {moved[job.id]}", got=now,
+                "one recipe gave two contents", where=id, expected=f"digest {before}", got=now,
                 todo="what was made from the old content must be redone too; the old one is in quarantine",
             )  # fmt: skip
-        if job.id in moved:
-            print(f"{job.id}: {'the same content as before' if moved[job.id] == now else 'OTHER CONTENT than before'}")
+        print(f"{id}: {'the same content as before' if before == now else 'OTHER CONTENT than before'}")
+
+
+def _run_to_its_end(command: list[str]) -> int:
+    """Run a command; on Ctrl-C, which it gets too, wait until it has cleaned up."""
+    process = subprocess.Popen(command)  # noqa: S603
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue
 
 
 def _verify(options: argparse.Namespace) -> None:
@@ -196,12 +213,15 @@ def _verify(options: argparse.Namespace) -> None:
             found = store.find(options.root, id)
             if found:
                 (checkpoint.verify if job.recipe.kind == "checkpoints" else store.verify)(found)
+            else:
+                store.target(options.root, id).unlink(missing_ok=True)
             print(f"{id}  {'ok' if found else 'not built'}")
         except StoreError as error:
-            print(f"{id}  DAMAGED")
+            store.reject(options.root, id, str(error))
+            print(f"{id}  DAMAGED, now in quarantine")
             broken.append(str(error))
     if broken:
-        raise StoreError("\n".join(broken), todo="run `strata redo` for the variants made from it")
+        raise StoreError("\n".join(broken), todo="run snakemake: it builds them again")
 
 
 def _pin(options: argparse.Namespace) -> None:

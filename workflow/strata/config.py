@@ -189,6 +189,18 @@ class Config(Model):
     )
 
 
+def config_files(given: Sequence[str | Path], replace: bool = False) -> list[str]:
+    """The files to read, later ones over earlier ones, as Snakemake does: config.yaml, then those of `--configfile`.
+
+    Args:
+        given: what the command line names.
+        replace: leave config.yaml out (Snakemake's `--replace-workflow-config`).
+    """
+    own, files = Path("config.yaml"), [str(file) for file in given]
+    is_given = own.resolve() in {Path(file).resolve() for file in files}
+    return files if files and (is_given or replace or not own.exists()) else [str(own), *files]
+
+
 def load(files: Sequence[str | Path]) -> tuple[Config, Document]:
     """The config that these files give, later ones laid over earlier ones, and where each value stands.
 
@@ -271,10 +283,16 @@ def _explain(item: ErrorDetails, document: Document) -> ConfigError:
     if kind == "which":
         found = ", ".join(item["input"]) if isinstance(item["input"], dict) else repr(item["input"])
         return ConfigError("cannot tell what this is", where=where, expected=item["msg"], got=found or "nothing")
-    return ConfigError("not a valid value", where=where, expected=_sentence(item["msg"]), got=got)
+    expected = _PATTERNS.get(str(path[-1])) if kind == "string_pattern_mismatch" else None
+    return ConfigError("not a valid value", where=where, expected=expected or _sentence(item["msg"]), got=got)
+
+
+_PATTERNS = {"sha256": "64 hex digits", "package": "name==version", "hub": "owner/name"}
 
 
 def _sentence(message: str) -> str:
+    if message.startswith("Input should be a valid dictionary"):
+        return "a mapping, {key: value}"
     return message.removeprefix("Input should be ").removeprefix("Value error, ")
 
 

@@ -78,9 +78,14 @@ def read(file: Path) -> Document:
     except yaml.YAMLError as error:
         raise ConfigError("not valid YAML", where=file, got=str(error)) from None
     if root is None:
-        raise ConfigError("the file is empty", where=file, expected="a mapping with `sources` and `variants`")
+        raise ConfigError("the file is empty", where=file, expected="key: value")
     if not isinstance(root, yaml.MappingNode):
-        raise ConfigError("not a mapping at the top", where=file, expected="key: value", got=type(root).__name__)
+        raise ConfigError(
+            "not a mapping at the top",
+            where=file,
+            expected="key: value",
+            got="a list" if isinstance(root, yaml.SequenceNode) else "text",
+        )
     marks: dict[Key, Mark] = {}
     try:
         return Document(_build(root, (), file, marks), marks)

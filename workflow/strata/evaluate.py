@@ -97,6 +97,11 @@ def _run(checkpoint: Object, parameters: Mapping[str, Any], documents: dict[str,
     from lm_eval.api.task import ConfigurableTask
 
     numerics = parameters["numerics"]
+    if parameters["device"] == "cuda" and not torch.cuda.is_available():
+        raise EvaluationError(
+            "no GPU here", expected="a CUDA device, as `device: cuda` says", got=f"torch {torch.__version__} sees none",
+            todo="run on a machine with a GPU and torch for it, or set `device: cpu`",
+        )  # fmt: skip
     transformers.set_seed(numerics["seed"])  # Python, numpy and torch
     torch.use_deterministic_algorithms(True, warn_only=True)
     model = _load(checkpoint, numerics, parameters["device"])

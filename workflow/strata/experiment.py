@@ -68,7 +68,7 @@ def load(files: Sequence[str | Path]) -> Experiment:
 def resolve(config: schema.Config, document: Document) -> Experiment:
     """`load` for a config that was read already."""
     sources = {name: _fetch(source, document, ("sources", name)) for name, source in config.sources.items()}
-    loaded = [suites.load(name) for name in config.suites]
+    loaded = [suites.load(name, document.where(("suites",))) for name in config.suites]
     names = [suite.suite for suite, _ in loaded]
     if len(set(names)) != len(names):
         raise ConfigError("two suites of one name", where=document.where(("suites",)), got=", ".join(names))
@@ -90,6 +90,7 @@ def resolve(config: schema.Config, document: Document) -> Experiment:
 
 def _fetch(source: schema.Source, document: Document, key: Key) -> Job:
     """The job that brings in a source. Its recipe is the pin, so a moved local path keeps its id."""
+    of_suite = f" --suite {document.marks[()].file}" if "tasks" in document.value else ""
     hub = source if isinstance(source, schema.HubSource) else None
     if not (hub.is_pinned if hub else source.sha256):
         raise SourceError(
@@ -97,7 +98,7 @@ def _fetch(source: schema.Source, document: Document, key: Key) -> Job:
             where=document.where(key),
             expected="a revision of 40 hex digits" if hub else "a sha256",
             got=repr(hub.revision) if hub and hub.revision else "none",
-            todo="run `strata pin`: it fills in what is missing",
+            todo=f"run `strata pin{of_suite}`: it fills in what is missing",
         )
     pin = source.model_dump(exclude={"shape", "path"}, exclude_none=True)
     location = source.location if isinstance(source, schema.PathSource) else ""

@@ -82,7 +82,11 @@ def continuations(
     share = [items // len(documents) + (number < items % len(documents)) for number in range(len(documents))]
     for (name, found), wanted in zip(pairs.items(), share, strict=True):
         if len(found) < wanted:
-            raise EvaluationError("too few sentences", where=name, expected=f"{wanted} pairs", got=len(found))
+            raise EvaluationError(
+                "too few sentences", where=f"document {name}", got=len(found),
+                expected=f"{wanted} pairs of {characters[0]} to {characters[1]} characters",
+                todo="lower `items`, widen `characters`, or use longer documents in the suite",
+            )  # fmt: skip
         for number, context, following in sorted(found, key=lambda pair: draw(name, pair[0]))[:wanted]:
             near = [text for other, text in pool if other != name and _alike(text, following) and text != context]
             others = sorted(dict.fromkeys(near), key=lambda text: draw(name, number, text))[: choices - 1]

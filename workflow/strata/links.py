@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from pathlib import Path
 from typing import Any
 
 from strata import store
+from strata.errors import StoreError
 from strata.experiment import Experiment
 
 FOLDER = "variants"
+DONE = f"{FOLDER}/.links.json"  # name -> id, written when all links stand; it goes when the folder goes
 
 
 def link_all(root: Path, experiment: Experiment) -> dict[str, str]:
@@ -20,10 +23,21 @@ def link_all(root: Path, experiment: Experiment) -> dict[str, str]:
         _link(root, name, id)
     for path in (root / FOLDER).iterdir():
         name = path.name.removesuffix(".json")
-        if (path.is_symlink() and path.name not in names) or (path.suffix == ".json" and name not in names):
+        if (path.is_symlink() and path.name not in names) or (
+            path.suffix == ".json" and _is_stale(path, experiment, name)
+        ):
             path.unlink()
-    store.write_atomically(root / "links.json", store.encode(names))
+    store.write_atomically(root / DONE, store.encode(names))
     return names
+
+
+def _is_stale(file: Path, experiment: Experiment, name: str) -> bool:
+    """Whether a variant's summary is of another checkpoint or other evaluations than the config's."""
+    if name not in experiment.variants:
+        return not file.name.startswith(".")
+    summary, variant = json.loads(file.read_bytes()), experiment.variants[name]
+    made = (summary["checkpoint"], summary["evaluations"])
+    return made != (variant.job.id, [job.id for job in variant.evaluations])
 
 
 def link_one(root: Path, experiment: Experiment, name: str) -> dict[str, Any]:
@@ -51,6 +65,8 @@ def _link(root: Path, name: str, id: str) -> None:
     link, aim = root / FOLDER / name, str(Path("..", store.target(Path(), id).with_suffix("")))
     if link.is_symlink() and os.readlink(link) == aim:
         return
+    if link.is_dir() and not link.is_symlink():
+        raise StoreError("a folder stands where a variant's link belongs", where=link, todo="move it away")
     link.parent.mkdir(parents=True, exist_ok=True)
     scratch = link.with_name(f".{name}.{secrets.token_hex(4)}")
     scratch.symlink_to(aim)

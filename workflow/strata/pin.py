@@ -53,15 +53,23 @@ def _measure(name: str, source: schema.AnySource, is_model: bool, again: bool) -
     lacking: dict[str, str] = {}
     if isinstance(source, schema.HubSource) and not source.is_pinned:
         entry["revision"] = lacking["revision"] = _commit(source.hub, source.revision)
-    wants_shape = (again and source.shape is not None) or (source.shape is None and is_model)
-    if source.sha256 is not None and not wants_shape:
+    is_model = is_model or source.shape is not None
+    wants_shape = is_model and (again or source.shape is None or source.sha256 is None)
+    is_local = isinstance(source, schema.PathSource)  # cheap to look at again; others cannot change behind a pin
+    if source.sha256 is not None and not wants_shape and not is_local:
         return lacking
     with disk_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / sources.FILES
         folder.mkdir()
         sources.bring(entry, location, folder)
+        actual = sources.tree_sha256(folder, sources.is_one_file(entry, location))
         if source.sha256 is None:
-            lacking["sha256"] = sources.tree_sha256(folder, sources.is_one_file(entry, location))
+            lacking["sha256"] = actual
+        elif actual != source.sha256:
+            raise SourceError(
+                f"`{name}` is not what its sha256 says", where=sources.name_of(entry, location),
+                expected=source.sha256, got=actual, todo="if the new content is wanted, remove `sha256` and pin again",
+            )  # fmt: skip
         if wants_shape:
             shape = shapes.shape_of(folder)
             if shape is None:

@@ -79,24 +79,24 @@ def description(root: Path, experiment: Experiment, name: str) -> str:
     """Recipe, plan, digest and scores of one variant."""
     variant = variant_of(experiment, name)
     found = store.find(root, variant.job.id)
+    parents = ", ".join(variant.parents) or "its source"
     lines = [
         f"{name}: {summary(variant)}",
         f"checkpoint  {variant.job.id}",
         f"digest      {found.digest if found else '(not built)'}",
-        f"layers      {_runs([layer.sources[0][1] for layer in variant.plan.layers])}",
+        f"layers      {_runs([layer.sources[0][1] for layer in variant.plan.layers])} of {parents}",
     ]
     if found:
         facts = found.facts
         lines.append(f"size        {facts['parameters']:,} parameters, {facts['bytes']:,} bytes, {facts['dtype']}")
         lines.append(f"seams       {len(facts['seams'])}")
     for job in variant.evaluations:
-        result = store.find(root, job.id)
+        suite, result = job.recipe.parameters["suite"], store.find(root, job.id)
         for task, score in (result.facts["scores"] if result else {}).items():
-            lines.append(
-                f"score       {task} {score['metric']} {score['value']:.4f} ± {score['error']:.4f} (n={score['items']})"
-            )
+            number = f"{score['metric']} {score['value']:.4f} ± {score['error']:.4f} (n={score['items']})"
+            lines.append(f"score       {suite}/{task} {number}")
         if not result:
-            lines.append(f"score       {job.recipe.parameters['suite']} (not evaluated)")
+            lines.append(f"score       {suite} (not evaluated)")
     return "\n".join([*lines, "recipe", json.dumps(variant.job.recipe.to_json(), indent=2)])
 
 
@@ -166,15 +166,19 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     return {path: value}
 
 
-def reject_variant(root: Path, experiment: Experiment, name: str, reason: str) -> dict[str, str]:
-    """Move a variant's checkpoint and evaluations to quarantine. Returns id -> content digest of what was moved."""
+def reject_variant(root: Path, experiment: Experiment, name: str, reason: str) -> dict[str, tuple[Path, str]]:
+    """Move a variant's checkpoint and evaluations to quarantine.
+
+    Returns id -> (where it went, content digest) of those that were whole.
+    """
     moved = {}
     for job in (variant_of(experiment, name).job, *experiment.variants[name].evaluations):
         try:
             found = store.find(root, job.id)
         except StoreError:
             found = None
-        if store.reject(root, job.id, reason) and found:
-            moved[job.id] = found.digest
+        place = store.reject(root, job.id, reason)
+        if place and found:
+            moved[job.id] = (place, found.digest)
     (root / links.FOLDER / f"{name}.json").unlink(missing_ok=True)
     return moved

@@ -146,6 +146,17 @@ def reject(root: Path, id: str, reason: str) -> Path | None:
     return place
 
 
+def restore(root: Path, id: str, place: Path) -> None:
+    """Bring an object back from quarantine, unless another has been built in its place."""
+    path = root / kind_of(id) / id
+    if not path.exists():
+        place.chmod(0o755)
+        place.rename(path)
+        _lock(path)
+        place.with_name(f"{place.name}.txt").unlink(missing_ok=True)
+        _copy_manifest(root, require(root, id))
+
+
 def write_atomically(file: Path, data: bytes, mode: int = 0o644) -> None:
     """Write a small file so that readers see the old or the new one, never a part."""
     file.parent.mkdir(parents=True, exist_ok=True)

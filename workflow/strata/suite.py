@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, Tag
+from pydantic import Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from strata.config import AnySource, Model, Name, by_key_value, validate
 from strata.document import Document, read
@@ -38,9 +39,15 @@ class Continuation(Model):
     kind: Literal["continuation"]
     source: Name = Field(description="a name in the suite's `sources`; every file is a document")
     items: int = Field(gt=0, description="questions, spread evenly over the documents")
+    seed: int = Field(description="decides which sentences are drawn")
     choices: int = Field(ge=2, description="the true next sentence and choices - 1 others")
     characters: list[int] = Field(min_length=2, max_length=2, description="shortest and longest sentence used")
-    seed: int = Field(description="decides which sentences are drawn")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Continuation:
+        if not 0 < self.characters[0] <= self.characters[1]:
+            raise PydanticCustomError("strata", "`characters`: the shortest length, then the longest")
+        return self
 
 
 Task = Annotated[
@@ -61,16 +68,18 @@ class Suite(Model):
     groups: dict[Name, list[Name]] = Field(description="tasks that share one job, since starting a process takes 10 s")
 
 
-def load(name: str) -> tuple[Suite, Document]:
+def load(name: str, where: str = "") -> tuple[Suite, Document]:
     """The suite called `name` in workflow/suites, or in the file `name` when it ends in .yaml.
 
     Raises:
-        ConfigError: there is no such suite, or the file is not one.
+        ConfigError: there is no such suite (`where` tells who asked for it), or the file is not one.
     """
     file = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
-        raise ConfigError("no such suite", expected=f"{known}, or the path of a .yaml file", got=repr(name))
+        raise ConfigError(
+            "no such suite", where=where, expected=f"{known}, or the path of a .yaml file", got=file.absolute()
+        )
     document = read(file)
     suite = validate(Suite, document)
     if suite.suite != file.stem:
