@@ -123,12 +123,13 @@ def _samples(root: Path, variant: Variant) -> dict[tuple[str, str], tuple[Sample
     """Each task's samples and the digest of its requests."""
     checkpoint = store.require(root, variant.job.id)
     for id, digest in checkpoint.facts["made_from"].items():
-        if store.require(root, id).digest != digest:
+        parent = store.require(root, id)
+        if parent.digest != digest:
             raise EvaluationError(
                 f"`{variant.name}` was made from other content than {id} has now",
                 where=checkpoint.path,
                 expected=f"content digest {digest}",
-                got=store.require(root, id).digest,
+                got=parent.digest,
                 todo=f"run `strata redo {variant.name}`",
             )
     found = {}
