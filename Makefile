@@ -7,6 +7,7 @@ PYTHON ?= python3
 CORES ?= all
 VENV := .venv
 BIN := $(VENV)/bin
+PEER := .venv-mergekit
 # uv installs the same lock: make results INSTALL="uv pip install --python .venv/bin/python"
 INSTALL ?= $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -17,7 +18,12 @@ $(VENV)/installed: envs/strata.lock pyproject.toml
 	$(INSTALL) --no-deps --no-build-isolation -e .
 	touch $@
 
-.PHONY: help results test test-slow check format schema lock
+$(PEER)/installed: envs/mergekit.lock
+	$(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/python -m pip install --quiet --disable-pip-version-check -r envs/mergekit.lock
+	touch $@
+
+.PHONY: help results peer test test-slow check format schema lock
 
 help:       ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -25,6 +31,8 @@ help:       ## this list
 results: $(VENV)/installed  ## run the experiment of config.yaml; ends with the report
 	$(BIN)/snakemake --cores $(CORES)
 	@echo "report: $(CURDIR)/results/report/report.html"
+
+peer: $(PEER)/installed  ## the environment of mergekit, to compare with
 
 test: $(VENV)/installed  ## the test suite, a few minutes on 2 cores
 	$(BIN)/python -m pytest

@@ -14,42 +14,10 @@ from typing import Any
 
 import pytest
 
+from models import save_model
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 REPOSITORY = Path(__file__).parents[1]
-
-SIZES = {
-    "vocab_size": 272, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 257,
-}  # fmt: skip
-
-
-def save_model(folder: Path, family: str = "llama", **sizes: Any) -> Path:
-    """A small random model of a family, saved by transformers with a byte-level tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
-
-    torch.manual_seed(7)
-    config_of, model_of = {"llama": (LlamaConfig, LlamaForCausalLM), "mistral": (MistralConfig, MistralForCausalLM)}[
-        family
-    ]
-    dtype = sizes.pop("dtype", torch.bfloat16)
-    model = model_of(config_of(**{**SIZES, **sizes})).to(dtype)
-    model.save_pretrained(folder)
-    save_tokenizer(folder)
-    return folder
-
-
-def save_tokenizer(folder: Path) -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({byte: number for number, byte in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
-    ).save_pretrained(folder)
 
 
 def shape_text(folder: Path) -> str:

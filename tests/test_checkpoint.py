@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from conftest import SIZES, flip
+from conftest import flip
+from models import SIZES
 from strata import checkpoint, families, store
 from strata.errors import CheckpointError, StoreError
 
@@ -42,7 +43,7 @@ def test_anything_else_is_named(tmp_path: Path, tensors: dict[str, Any], message
 
 
 def test_one_shard_for_each_layer() -> None:
-    shards = checkpoint.plan_shards(specs(), 4)
+    shards = checkpoint.plan_shards(specs(), CONFIG)
     assert list(shards) == [f"model-{n:05d}-of-00006.safetensors" for n in range(1, 7)]
     members = [{families.split_name(tensor.name)[0] for tensor in header.tensors} for header in shards.values()]
     assert members == [{None}, {0}, {1}, {2}, {3}, {None}]

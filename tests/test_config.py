@@ -38,7 +38,7 @@ variants:
         ("parent: base, ", "", ["give either `parent` or `parents`"]),
         ("parent: base", "parents: [base, base]", ["exactly one parent"]),
         ("a" * 64, "abc", ["sources.m.sha256", "64 hex digits"]),
-        ("family: llama", "family: lama", ["sources.m.shape.family", "'llama' or 'mistral'", "'lama'"]),
+        ("family: llama", "family: lama", ["sources.m.shape.family", "'llama', 'mistral'", "'lama'"]),
         ("variants:", "device: gpu\nvariants:", ["device", "'cpu' or 'cuda'"]),
         ("sources:", "__use_yte__: true\nsources:", ["makes a config run code"]),
         ("path: model", "path: hf_abcdefghijklmnopqrstuvwx", ["a hub token stands in the config"]),

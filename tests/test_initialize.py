@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, MistralForCausalLM
 
-from conftest import save_model
+from models import save_model
 from strata.errors import CheckpointError, SourceError, StrataError
 
 Base = Callable[..., Any]

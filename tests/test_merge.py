@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from conftest import save_model
-from strata import checkpoint, merge, plan, store
+from models import save_model
+from strata import checkpoint, merge, methods, store
 from strata.errors import StoreError
 from strata.recipe import Recipe
 
@@ -52,7 +52,7 @@ def test_a_merge_is_the_reference_tensor_by_tensor(
 ) -> None:
     base = base_of(save_model(tmp_path / "model", tie_word_embeddings=tied))
     made = merge.merge(tmp_path / "results", Recipe("merge", parameters, (base.id,)))
-    order = [layer.sources[0][1] for layer in plan.make_plan(parameters, 4).layers]
+    order = [layer.sources[0][1] for layer in methods.make_plan(parameters, [4]).layers]
     ours, expected = load(made.path), reference(load(base.path), order)
     assert ours.keys() == expected.keys()
     assert all(torch.equal(ours[name], tensor) for name, tensor in expected.items())

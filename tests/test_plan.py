@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strata import plan
+from strata import methods, plan
 from strata.errors import ConfigError
 from strata.plan import Layer, Plan
 
@@ -32,22 +32,22 @@ def order(made: Plan) -> list[int]:
 
 
 def test_dus_is_solars_list() -> None:
-    assert order(plan.dus(32, 8)) == ORIGINAL
+    assert order(methods.dus(32, 8, 8)) == ORIGINAL
 
 
 @pytest.mark.parametrize(("group", "expected"), [(24, ORIGINAL), (1, INTERLOCKED_1), (8, INTERLOCKED_8)])
 def test_interlocked_is_each_list_of_idus(group: int, expected: list[int]) -> None:
-    assert order(plan.interlocked(32, 8, group)) == expected
+    assert order(methods.interlocked(32, 8, group)) == expected
 
 
 @pytest.mark.parametrize(("group", "count"), [(24, 1), (12, 3), (8, 2), (6, 7), (4, 11), (2, 23), (1, 47)])
 def test_seam_counts(group: int, count: int) -> None:
-    assert len(plan.seams(plan.interlocked(32, 8, group))) == count
+    assert len(plan.seams(methods.interlocked(32, 8, group))) == count
 
 
 def test_dropping_nothing_stacks_the_model_on_itself() -> None:
-    assert order(plan.dus(3, 0)) == [0, 1, 2, 0, 1, 2]
-    assert plan.seams(plan.dus(3, 0)) == (2,)
+    assert order(methods.dus(3, 0, 0)) == [0, 1, 2, 0, 1, 2]
+    assert plan.seams(methods.dus(3, 0, 0)) == (2,)
 
 
 def test_an_averaged_layer_has_a_seam_on_both_sides() -> None:
@@ -59,7 +59,7 @@ def test_an_averaged_layer_has_a_seam_on_both_sides() -> None:
 def test_every_interlocked_plan_holds_each_kept_layer_in_order(data: st.DataObject, n: int) -> None:
     drop = data.draw(st.integers(0, n - 1))
     group = data.draw(st.integers(1, n - drop))
-    made = order(plan.interlocked(n, drop, group))
+    made = order(methods.interlocked(n, drop, group))
     assert len(made) == 2 * (n - drop)
     assert sorted(made) == sorted([*range(n - drop), *range(drop, n)])
     # Taking every other group apart gives back the two copies, each from bottom to top.
@@ -75,21 +75,21 @@ def test_every_interlocked_plan_holds_each_kept_layer_in_order(data: st.DataObje
 @pytest.mark.parametrize(("n", "drop", "group"), [(4, 4, 1), (4, 5, 1), (4, -1, 1), (4, 1, 0), (4, 1, 4), (4, 1, -1)])
 def test_out_of_range_is_refused(n: int, drop: int, group: int) -> None:
     with pytest.raises(ConfigError, match="out of range"):
-        plan.interlocked(n, drop, group)
+        methods.interlocked(n, drop, group)
 
 
 def test_a_chain_of_doublings_is_stopped_before_it_fills_the_memory() -> None:
     with pytest.raises(ConfigError, match="too many layers"):
-        plan.dus(9_000, 0)
+        methods.dus(9_000, 0, 0)
 
 
 def test_a_chain_of_merges_reads_as_one_plan_of_the_base() -> None:
-    below = plan.dus(4, 1)  # 0 1 2 1 2 3
-    above = plan.dus(6, 4)  # 0 1 4 5
+    below = methods.dus(4, 1, 1)  # 0 1 2 1 2 3
+    above = methods.dus(6, 4, 4)  # 0 1 4 5
     assert order(plan.trace(above, [below])) == [0, 1, 2, 3]
     assert plan.seams(plan.trace(above, [below])) == ()
 
 
 def test_json_round_trip() -> None:
-    made = plan.interlocked(6, 2, 2)
+    made = methods.interlocked(6, 2, 2)
     assert Plan.from_json(json.loads(json.dumps(made.to_json()))) == made

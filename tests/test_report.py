@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import edit_manifest
-from strata import figures, plan, report, store
+from strata import figures, methods, plan, report, store
 from strata.errors import EvaluationError
 from strata.experiment import Experiment, load
 
@@ -118,18 +118,27 @@ def test_scores_of_other_requests_are_not_compared(experiment: Experiment) -> No
 
 
 def test_a_layer_plan_draws_each_layer_with_its_source() -> None:
-    made = plan.dus(4, 1)
-    picture = figures.layer_plans([("base", plan.identity(4), ()), ("dus", made, plan.seams(made))])
-    assert "dus: layer 3 is layer 1 of the base" in picture
+    made = methods.dus(4, 1, 1)
+    picture = figures.layer_plans([("base", plan.identity(4), ()), ("dus", made, plan.seams(made))], ["base"])
+    assert "dus: layer 3 is layer 1 of base" in picture
     assert picture.count("<title>") == 10
     assert picture.count('class="seam"') == 1
-    colour = dict(re.findall(r'fill="(#\w+)"><title>base: layer (\d)', picture))
-    assert len(colour) == 4
+    colour = dict(re.findall(r'<title>base: layer (\d)[^<]*</title>\n<rect[^>]* fill="(#\w+)"', picture))
+    assert len(set(colour.values())) == 4
+
+
+def test_mixes_and_inserted_layers_are_drawn_as_such() -> None:
+    grown = methods.block_expansion(4, 1, 1, "even")
+    mixed = methods.blend([4, 4], "slerp", [0.5, 0.5])
+    picture = figures.layer_plans([("pro", grown, plan.seams(grown)), ("mix", mixed, ())], ["a", "b"])
+    assert "pro: layer 4 is an inserted copy of layer 3 of a" in picture
+    assert "mix: layer 2 is a SLERP of layer 2 of a and layer 2 of b" in picture
+    assert picture.count("<rect x") == 5 + 1 + 4 * 2 + 40  # squares, one hollow, bands, the key
 
 
 def test_pictures_of_large_sweeps_say_what_they_leave_out() -> None:
     many = [(f"v{n}", plan.identity(2), ()) for n in range(figures.ROWS + 1)]
-    assert f"the first {figures.ROWS} of {figures.ROWS + 1} variants" in figures.layer_plans(many)
+    assert f"the first {figures.ROWS} of {figures.ROWS + 1} variants" in figures.layer_plans(many, ["base"])
     assert f"of {figures.ROWS + 1} variants" in figures.scores(
         "x", [(f"v{n}", 1.0, 0.1) for n in range(figures.ROWS + 1)], None
     )

@@ -44,14 +44,14 @@ def rules() -> dict[str, str]:
 
 
 def test_every_rule_but_all_has_a_log_and_calls_the_package() -> None:
-    assert set(rules()) == {"all", "fetch", "init", "merge", "evaluate", "links", "variant", "report"}
+    assert set(rules()) == {"all", "fetch", "init", "analyze", "merge", "evaluate", "links", "variant", "report"}
     for name, text in rules().items():
         if name != "all":
             assert "log:" in text and f"python -m strata {name}" in text, name
 
 
 def test_every_submitted_rule_asks_for_its_resources_as_functions() -> None:
-    for name in ("init", "merge", "evaluate"):
+    for name in ("init", "analyze", "merge", "evaluate"):
         for resource in ("mem_mb", "runtime", "disk_mb", "gpu"):
             assert f'{resource}=need("{name}", "{resource}")' in rules()[name]
         assert f'threads: threads_of("{name}")' in rules()[name]
@@ -70,7 +70,7 @@ def test_recipes_and_names_are_quoted_in_every_shell_line() -> None:
 def test_no_two_rules_may_claim_one_file() -> None:
     prefixes = re.findall(r'"(results/[a-z]+/[a-z]+-)\{hash\}\.json"', SOURCE)
     assert sorted(prefixes) == [
-        "results/checkpoints/init-", "results/checkpoints/merge-", "results/evaluations/evaluate-", "results/sources/fetch-",
+        "results/analyses/analyze-", "results/checkpoints/init-", "results/checkpoints/merge-", "results/evaluations/evaluate-", "results/sources/fetch-",
     ]  # fmt: skip
     assert 'hash="[0-9a-f]{32}"' in SOURCE
 
@@ -88,9 +88,12 @@ def test_only_rules_know_snakemake() -> None:
 
 
 ORDER = [
-    {"errors"}, {"jsonfile", "document", "plan", "progress"}, {"tensors", "config", "recipe", "families", "modelfiles"},
-    {"suite", "store"}, {"experiment", "checkpoint", "runs"}, {"resources", "shapes", "sources", "items", "statistics", "links"},
-    {"initialize", "merge", "evaluate", "pin", "status", "figures", "reference"}, {"report"}, {"cli"},
+    {"errors"}, {"jsonfile", "document", "plan", "progress"},
+    {"schema", "methods", "outline", "tensors", "recipe", "families", "modelfiles", "figures"},
+    {"surgery", "store", "relayer", "arithmetic"}, {"config", "checkpoint", "runs", "importance"},
+    {"suite", "foreign", "mergekit"}, {"experiment", "restack", "shapes", "sources", "items", "statistics", "loading"},
+    {"resources", "links", "initialize", "analyze", "merge", "evaluate", "pin", "standalone", "reference"},
+    {"status"}, {"report"}, {"cli"},
 ]  # fmt: skip
 
 

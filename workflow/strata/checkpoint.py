@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from strata import families, store
 from strata.errors import CheckpointError
-from strata.plan import Plan, seams
+from strata.plan import Plan, inserted, seams
 from strata.recipe import canonical, digest
 from strata.store import Built, Object, file_sha256
 from strata.tensors import Header, Tensor, plan_header, read_header
@@ -34,18 +35,26 @@ _VOLATILE = {"_name_or_path", "_model_name_or_path", "transformers_version", "to
 Spec = tuple[str, tuple[int, ...]]  # (dtype, shape)
 
 
+class Stored(NamedTuple):
+    """A tensor of a checkpoint: the name of its file, its place there, sha256 of its bytes ("" where not known)."""
+
+    file: str
+    tensor: Tensor
+    sha256: str
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint. `tensors` maps a name to (shard, its place in it, sha256 of its bytes)."""
+    """An opened checkpoint: its folder, its config, the headers of its files, and its tensors by canonical name."""
 
     path: Path
     config: dict[str, Any]
     headers: dict[str, Header]
-    tensors: dict[str, tuple[str, Tensor, str]]
+    tensors: dict[str, Stored]
 
     @property
     def layers(self) -> int:
-        return families.size(self.config, "num_hidden_layers")
+        return families.depth(self.config)
 
 
 def open_checkpoint(found: Object) -> Checkpoint:
@@ -63,7 +72,7 @@ def open_checkpoint(found: Object) -> Checkpoint:
         name: read_header(path / name) for name in sorted(found.manifest["files"]) if name.endswith(".safetensors")
     }
     tensors = {
-        tensor.name: (shard, tensor, entries.get(tensor.name, ("", (), ""))[2])
+        tensor.name: Stored(shard, tensor, entries.get(tensor.name, ("", (), ""))[2])
         for shard, header in headers.items()
         for tensor in header.tensors
     }
@@ -71,6 +80,16 @@ def open_checkpoint(found: Object) -> Checkpoint:
     if stored != entries:
         raise _differ("shards and tensors.json differ", path, entries, stored)
     return Checkpoint(path, config, headers, tensors)
+
+
+def by_layer(parent: Checkpoint) -> list[dict[str, Stored]]:
+    """The tensors of each layer, by their names within it."""
+    layers: list[dict[str, Stored]] = [{} for _ in range(parent.layers)]
+    for name, stored in parent.tensors.items():
+        layer, suffix = families.split_name(name)
+        if layer is not None:
+            layers[layer][suffix] = stored
+    return layers
 
 
 def verify(found: Object) -> None:
@@ -88,15 +107,22 @@ def verify(found: Object) -> None:
             raise store.damaged(found.id, f"{opened.path / shard}, {name}", "sha256 of a tensor", expected, actual)
 
 
-def plan_shards(specs: Mapping[str, Spec], layers: int) -> dict[str, Header]:
+def plan_shards(specs: Mapping[str, Spec], config: Mapping[str, Any]) -> dict[str, Header]:
     """The headers of a canonical checkpoint's files: embedding, one shard for each layer, final norm and head."""
-    total = layers + 2
+    total, embed = families.depth(config) + 2, families.family_of(config).embed
     members: dict[int, list[tuple[str, str, tuple[int, ...]]]] = {}
     for name, (dtype, shape) in specs.items():
         layer, _ = families.split_name(name)
-        number = layer + 2 if layer is not None else 1 if name == families.EMBED else total
+        number = layer + 2 if layer is not None else 1 if name in embed else total
         members.setdefault(number, []).append((name, dtype, shape))
     return {f"model-{n:05d}-of-{total:05d}.safetensors": plan_header(members[n]) for n in sorted(members)}
+
+
+def copy_tokenizer(lender: Checkpoint, folder: Path) -> None:
+    """Copy tokenizer and generation config beside the weights, from the model that lends the embedding."""
+    for name in CARRIED:
+        if (lender.path / name).is_file():
+            shutil.copyfile(lender.path / name, folder / name)
 
 
 def write_shard(file: Path, header: Header, write_data: Callable[[int], None]) -> None:
@@ -126,15 +152,8 @@ def finish(
         CheckpointError: the tensors are not exactly those that the config asks for, or differ in dtype.
     """
     tensors = {tensor.name: tensor for header in shards.values() for tensor in header.tensors}
-    check_exact(config, {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, folder)
+    stable = write_config(folder, config, shards)
     entries = [[name, tensor.dtype, list(tensor.shape), sha256[name]] for name, tensor in sorted(tensors.items())]
-    size = sum(tensor.size for tensor in tensors.values())
-    weight_map = {tensor.name: shard for shard, header in shards.items() for tensor in header.tensors}
-    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
-    dtype = DTYPES[next(iter(tensors.values())).dtype]
-    stable = {key: value for key, value in config.items() if key not in _VOLATILE} | {"dtype": dtype}
-    for name, value in ((CONFIG, stable), (INDEX, index)):
-        (folder / name).write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
     lines = ",\n".join(canonical(entry) for entry in entries)
     (folder / TENSORS).write_text(f"[\n{lines}\n]\n")
     tokenizer = {name: file_sha256(folder / name) for name in TOKENIZER if (folder / name).is_file()}
@@ -148,13 +167,31 @@ def finish(
             "family": config["model_type"],
             "layers": len(plan.layers),
             "parameters": sum(math.prod(tensor.shape) for tensor in tensors.values()),
-            "bytes": size,
-            "dtype": dtype,
+            "bytes": sum(tensor.size for tensor in tensors.values()),
+            "dtype": stable["dtype"],
             "plan": plan.to_json(),
             "seams": list(seams(plan)),
+            "inserted": list(inserted(plan)),
             "made_from": {found.id: found.digest for found in inputs},
         },
     )
+
+
+def write_config(folder: Path, config: Mapping[str, Any], shards: Mapping[str, Header]) -> dict[str, Any]:
+    """Write config.json and the index of a checkpoint with these files. Returns the config as written.
+
+    Raises:
+        CheckpointError: the tensors are not exactly those that the config asks for, or differ in dtype.
+    """
+    tensors = {tensor.name: (shard, tensor) for shard, header in shards.items() for tensor in header.tensors}
+    check_exact(config, {name: (tensor.dtype, tensor.shape) for name, (_, tensor) in tensors.items()}, folder)
+    dtype = DTYPES[next(iter(tensors.values()))[1].dtype]
+    stable = {key: value for key, value in config.items() if key not in _VOLATILE} | {"dtype": dtype}
+    size = sum(tensor.size for _, tensor in tensors.values())
+    weight_map = {name: shard for name, (shard, _) in sorted(tensors.items())}
+    for name, value in ((CONFIG, stable), (INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})):
+        (folder / name).write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    return stable
 
 
 def check_exact(config: Mapping[str, Any], tensors: Mapping[str, Spec], where: Path) -> None:
@@ -163,12 +200,12 @@ def check_exact(config: Mapping[str, Any], tensors: Mapping[str, Spec], where: P
     transformers loads a checkpoint that lacks layers, or has too many, without an error; so this is ours to do.
     """
     expected = families.expected_tensors(config)
-    layers = 1 + max((families.split_name(name)[0] or 0 for name in tensors), default=-1)
-    if layers != config["num_hidden_layers"]:
+    layers = len({families.split_name(name)[0] for name in tensors} - {None})
+    if layers != families.depth(config):
         raise CheckpointError(
             "the config's layer count is not what the file holds",
-            where=f"{where}, num_hidden_layers",
-            expected=config["num_hidden_layers"],
+            where=f"{where}, {families.family_of(config).depth}",
+            expected=families.depth(config),
             got=f"{layers} layers of tensors",
         )
     shapes = {name: shape for name, (_, shape) in tensors.items()}

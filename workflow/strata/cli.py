@@ -14,7 +14,8 @@ from pathlib import Path
 from strata import progress
 from strata.errors import SpaceError, StoreError, StrataError, UsageError
 
-OPERATIONS = ("fetch", "init", "merge", "evaluate")
+OPERATIONS = ("fetch", "init", "analyze", "merge", "evaluate")
+TOLD = {"merge": "build what a mergekit YAML asks for: `strata merge FILE.yaml OUT`; without OUT, tell its plan"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,6 +68,12 @@ def _parser() -> argparse.ArgumentParser:
 
     add("ls", _ls, "list the variants and how far each is")
     add("show", _show, "recipe, plan, digest and scores of a variant", name_of="a variant")
+    add(
+        "plan",
+        _plan,
+        "what a variant would be: layers, seams, parameters and bytes; builds nothing",
+        name_of="a variant",
+    )
     add("why", _why, "what would run for a variant, and because of which change", name_of="a variant")
     add("redo", _redo, "put a variant's results into quarantine and build them again", name_of="a variant")
     add("verify", _verify, "hash every byte that the config needs; what is damaged goes to quarantine")
@@ -77,8 +84,11 @@ def _parser() -> argparse.ArgumentParser:
         "--markdown", action="store_true", help="as a reference for people"
     )
     for operation in OPERATIONS:
-        job = add(operation, _job, f"(called by the workflow) one {operation} job", config=False)
+        job = add(operation, _job, TOLD.get(operation, f"(called by the workflow) one {operation} job"), config=False)
         job.add_argument("recipe", help="its canonical JSON")
+        if operation == "merge":
+            job.add_argument("out", nargs="?", type=Path, help="with a YAML file: the folder to write")
+            job.add_argument("--configfile", nargs="+", metavar="FILE", help="where `sources:` are, over config.yaml")
         job.add_argument("--location", default="", help="where a local source lies")
         job.add_argument("--log", help="file for everything but progress and errors")
         job.set_defaults(operation=operation)
@@ -94,6 +104,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _job(options: argparse.Namespace) -> None:
+    if options.operation == "merge" and not options.recipe.startswith("{"):
+        from strata.standalone import merge_file
+
+        print(merge_file(Path(options.recipe), options.out, options.root, _files(options)))
+        return
     from strata.recipe import VERSIONS, Recipe
     from strata.runs import recorded
 
@@ -116,6 +131,10 @@ def _job(options: argparse.Namespace) -> None:
                 from strata.initialize import initialize
 
                 initialize(options.root, recipe)
+            case "analyze":
+                from strata.analyze import analyze
+
+                analyze(options.root, recipe)
             case "merge":
                 from strata.merge import merge
 
@@ -148,6 +167,12 @@ def _show(options: argparse.Namespace) -> None:
     from strata import status
 
     print(status.description(options.root, _experiment(options), options.name))
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from strata import status
+
+    print(status.planned(options.root, _experiment(options), options.name))
 
 
 def _why(options: argparse.Namespace) -> None:

@@ -5,41 +5,26 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from strata.document import Document, Key, overlay, read
 from strata.errors import ConfigError
 from strata.plan import MAX_LAYERS
+from strata.schema import Device, Dtype, Model, Name, Sha256, by_key, validate
+from strata.surgery import Merge
 
-NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
-Name = Annotated[str, Field(pattern=NAME)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Family = Literal["llama", "mistral"]
-Dtype = Literal["float32", "bfloat16", "float16"]
-Device = Literal["cpu", "cuda"]
+Family = Literal[
+    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "olmo2", "smollm3", "phi3", "gpt2", "mixtral",
+    "qwen3_moe",
+]  # fmt: skip
 
-
-class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_keys(cls, value: Any) -> Any:
-        """As `extra="forbid"`, but the error knows which keys would have been right."""
-        for key in value if isinstance(value, dict) else ():
-            if key not in cls.model_fields:
-                raise PydanticCustomError("unknown_key", "unknown key", {"key": key, "known": list(cls.model_fields)})
-        return value
-
-
-AnyModel = TypeVar("AnyModel", bound=Model)
+WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a parameter
 
 
 class Shape(Model):
@@ -50,6 +35,22 @@ class Shape(Model):
     parameters: int = Field(gt=0, description="number of parameters, tied ones counted once")
     bytes: int = Field(gt=0, description="size of the tensors as init stores them, without headers")
     dtype: Dtype = Field(description="stored dtype; bfloat16 for a dequantised GGUF")
+    vocabulary: int | None = Field(default=None, gt=0, description="rows of the embedding; parents must agree on it")
+    hidden: int | None = Field(default=None, gt=0, description="width of the residual stream; parents must agree on it")
+    outside: int | None = Field(
+        default=None, ge=0, description="parameters outside the layers, so that depth scales exactly"
+    )
+
+    def deep(self, layers: int) -> Shape:
+        """This shape at another depth. Without `outside` it is scaled whole, which is too much for a deeper model."""
+        outside = self.outside or 0
+        parameters = outside + (self.parameters - outside) * layers // self.layers
+        size = self.bytes * parameters // self.parameters
+        return self.model_copy(update={"layers": layers, "parameters": parameters, "bytes": size})
+
+    def cast(self, dtype: Dtype) -> Shape:
+        """This shape in another dtype."""
+        return self.model_copy(update={"dtype": dtype, "bytes": self.parameters * WIDTH[dtype]})
 
 
 class Source(Model):
@@ -104,50 +105,6 @@ class InitVariant(Model):
     init: Init
 
 
-class Dus(Model):
-    """Depth up-scaling: layers 0..n-drop-1, then drop..n-1 (SOLAR 10.7B)."""
-
-    method: Literal["dus"]
-    drop: int = Field(ge=0, description="layers cut off the end of the first copy and off the start of the second")
-
-
-class Interlocked(Model):
-    """Interlocked DUS: `group` layers of the first copy, then `group` of the second, and so on (iDUS)."""
-
-    method: Literal["interlocked"]
-    drop: int = Field(ge=0, description="as for `dus`")
-    group: int = Field(gt=0, description="layers taken at a time; 1 is iDUS-1layer, n - drop is plain DUS")
-
-
-def by_key(*keys: str) -> Discriminator:
-    """Tell the members of a union apart by the one key that names them. Tags start with @, as no key does."""
-
-    def tag(value: Any) -> str | None:
-        return next((f"@{key}" for key in keys if key in value), None) if isinstance(value, dict) else None
-
-    return Discriminator(tag, custom_error_type="which", custom_error_message=f"one of the keys {', '.join(keys)}")
-
-
-def by_key_value(key: str, *values: str) -> Discriminator:
-    """Tell the members of a union apart by what `key` says."""
-
-    def tag(value: Any) -> str | None:
-        return f"@{value.get(key)}" if isinstance(value, dict) else None
-
-    return Discriminator(
-        tag,
-        custom_error_type="by_value",
-        custom_error_message="{allowed}",
-        custom_error_context={"key": key, "allowed": ", ".join(values)},
-    )
-
-
-Merge = Annotated[
-    Annotated[Dus, Tag("@dus")] | Annotated[Interlocked, Tag("@interlocked")],
-    by_key_value("method", "dus", "interlocked"),
-]
-
-
 class MergeVariant(Model):
     """A checkpoint whose layers are re-stacked from its parents'."""
 
@@ -159,8 +116,10 @@ class MergeVariant(Model):
     def _one_parent(self) -> MergeVariant:
         if (self.parent is None) == (self.parents is None):
             raise PydanticCustomError("strata", "give either `parent` or `parents`")
-        if len(self.parent_names) != 1:
-            raise PydanticCustomError("strata", "this method takes exactly one parent")
+        fewest, most = self.merge.parents
+        if not fewest <= len(self.parent_names) <= most:
+            takes = "exactly one parent" if most == 1 else f"{fewest} parents or more"
+            raise PydanticCustomError("strata", f"`{self.merge.method}` takes {takes}")
         return self
 
     @property
@@ -215,19 +174,6 @@ def load(files: Sequence[str | Path]) -> tuple[Config, Document]:
     return validate(Config, document), document
 
 
-def validate(schema: type[AnyModel], document: Document) -> AnyModel:
-    """`document` as a `schema`. Raises ConfigError with the place, the rule and the nearest valid key."""
-    try:
-        return schema.model_validate(document.value)
-    except ValidationError as error:
-        problems = [_explain(item, document) for item in error.errors(include_url=False)]
-        if len(problems) == 1:
-            raise problems[0] from None
-        raise ConfigError(
-            f"{len(problems)} problems\n" + "\n".join(str(problem) for problem in problems[:10])
-        ) from None
-
-
 def _refuse_code_and_secrets(document: Document) -> None:
     if "__use_yte__" in document.value:
         raise ConfigError(
@@ -251,51 +197,3 @@ def _refuse_code_and_secrets(document: Document) -> None:
             )
 
     walk(document.value, ())
-
-
-def _explain(item: ErrorDetails, document: Document) -> ConfigError:
-    path = _path_in(item["loc"])
-    where, kind, context = document.where(path), item["type"], item.get("ctx", {})
-    got = "" if isinstance(item["input"], dict | list) else repr(item["input"])
-    if kind == "unknown_key":
-        key, known = context["key"], context["known"]
-        near = difflib.get_close_matches(key, known, n=1)
-        return ConfigError(
-            f"unknown key `{key}`",
-            where=document.where((*path, key)),
-            expected=", ".join(known),
-            todo=f"write `{near[0]}`" if near else "remove it",
-        )
-    if kind == "missing":
-        return ConfigError(f"missing key `{path[-1]}`", where=document.where(path[:-1]), todo=f"add `{path[-1]}:`")
-    if item["loc"] and item["loc"][-1] == "[key]":
-        return ConfigError(
-            "not a valid name",
-            where=where,
-            expected="1 to 64 of a-z, 0-9, _ and -, not starting with _ or -",
-            got=repr(item["input"]),
-        )
-    if kind == "by_value":
-        key = context["key"]
-        value = item["input"].get(key) if isinstance(item["input"], dict) else item["input"]
-        what = f"missing key `{key}`" if value is None else f"unknown {key}"
-        return ConfigError(what, where=where, expected=item["msg"], got="" if value is None else repr(value))
-    if kind == "which":
-        found = ", ".join(item["input"]) if isinstance(item["input"], dict) else repr(item["input"])
-        return ConfigError("cannot tell what this is", where=where, expected=item["msg"], got=found or "nothing")
-    expected = _PATTERNS.get(str(path[-1])) if kind == "string_pattern_mismatch" else None
-    return ConfigError("not a valid value", where=where, expected=expected or _sentence(item["msg"]), got=got)
-
-
-_PATTERNS = {"sha256": "64 hex digits", "package": "name==version", "hub": "owner/name"}
-
-
-def _sentence(message: str) -> str:
-    if message.startswith("Input should be a valid dictionary"):
-        return "a mapping, {key: value}"
-    return message.removeprefix("Input should be ").removeprefix("Value error, ")
-
-
-def _path_in(loc: Sequence[str | int]) -> Key:
-    """pydantic's location without the union tags and key marks it puts in."""
-    return tuple(part for part in loc if part != "[key]" and not str(part).startswith("@"))

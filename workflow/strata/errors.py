@@ -3,6 +3,7 @@
 StrataError               1  (never raised itself)
 ├── UsageError            2  the command line
 ├── ConfigError           3  config.yaml or a suite file
+│   └── PlanError         3  a layer plan that cannot be
 ├── SourceError           4  a pinned input: unpinned, missing, or not what its pin says
 ├── CheckpointError       5  tensors or config of a model that do not fit together
 ├── StoreError            6  the store: corrupt, unknown version, not there
@@ -52,6 +53,14 @@ class UsageError(StrataError):
 
 class ConfigError(StrataError):
     exit_code = 3
+
+
+class PlanError(ConfigError):
+    """`entry` is where in the merge's parameters, such as ("slices", 1)."""
+
+    def __init__(self, what: str, entry: tuple[str | int, ...], *, expected: object = "", got: object = "") -> None:
+        super().__init__(what, expected=expected, got=got)
+        self.entry = entry
 
 
 class SourceError(StrataError):

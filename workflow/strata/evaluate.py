@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from strata import store
-from strata.checkpoint import CONFIG, verify
+from strata.checkpoint import verify
 from strata.errors import EvaluationError
-from strata.families import size
 from strata.items import beginning, continuations, read_documents
-from strata.jsonfile import read_object
+from strata.loading import check_device, check_loaded, positions
 from strata.progress import bar
 from strata.recipe import Recipe, canonical, digest
 from strata.sources import FILES
@@ -60,11 +59,11 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
 
 
 def _check_length(checkpoint: Object, max_length: int) -> None:
-    positions = size(read_object(checkpoint.path / CONFIG), "max_position_embeddings")
-    if max_length > positions:
+    longest = positions(checkpoint)
+    if max_length > longest:
         raise EvaluationError(
             "the suite's max_length is beyond the model's positions", where=checkpoint.path,
-            expected=f"{positions} or less", got=max_length, todo="lower `numerics.max_length` in the suite",
+            expected=f"{longest} or less", got=max_length, todo="lower `numerics.max_length` in the suite",
         )  # fmt: skip
 
 
@@ -97,11 +96,7 @@ def _run(checkpoint: Object, parameters: Mapping[str, Any], documents: dict[str,
     from lm_eval.api.task import ConfigurableTask
 
     numerics = parameters["numerics"]
-    if parameters["device"] == "cuda" and not torch.cuda.is_available():
-        raise EvaluationError(
-            "no GPU here", expected="a CUDA device, as `device: cuda` says", got=f"torch {torch.__version__} sees none",
-            todo="run on a machine with a GPU and torch for it, or set `device: cpu`",
-        )  # fmt: skip
+    check_device(parameters["device"])
     transformers.set_seed(numerics["seed"])  # Python, numpy and torch
     torch.use_deterministic_algorithms(True, warn_only=True)
     model = _load(checkpoint, numerics, parameters["device"])
@@ -160,15 +155,7 @@ def _load(checkpoint: Object, numerics: Mapping[str, Any], device: str) -> Any:
         trust_remote_code=False,
         use_safetensors=True,
     )
-    # transformers runs as many layers as config.json says and draws missing weights at random, without an error.
-    facts, loaded = checkpoint.facts, (len(model.model.model.layers), model.model.num_parameters())
-    if loaded != (facts["layers"], facts["parameters"]):
-        raise EvaluationError(
-            "the loaded model is not the checkpoint",
-            where=checkpoint.path,
-            expected=f"{facts['layers']} layers, {facts['parameters']:,} parameters",
-            got=f"{loaded[0]} layers, {loaded[1]:,} parameters",
-        )
+    check_loaded(checkpoint, model.model)
     return model
 
 

@@ -14,9 +14,12 @@ from strata import config as schema
 from strata import plan as plans
 from strata import suite as suites
 from strata.document import Document, Key
-from strata.errors import ConfigError, SourceError
+from strata.errors import ConfigError, PlanError, SourceError
+from strata.methods import check_least, make_plan
 from strata.plan import Plan
 from strata.recipe import Recipe
+from strata.schema import Device
+from strata.surgery import Calibration, Prune
 
 
 @dataclass(frozen=True)
@@ -34,20 +37,24 @@ class Job:
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of the table: its checkpoint, its plan in layers of its parents, and its evaluations."""
+    """A row of the table: its checkpoint, its plan in layers of its parents, and its evaluations.
+
+    The plan is None where an analysis decides it; the checkpoint's manifest has it then.
+    """
 
     name: str
     job: Job
-    plan: Plan
+    plan: Plan | None
     parents: tuple[str, ...]
     evaluations: tuple[Job, ...]
+    analyses: tuple[Job, ...] = ()
 
 
 @dataclass(frozen=True)
 class Experiment:
     """The resolved config. `jobs` holds every artefact by id: two variants with one recipe are one job."""
 
-    device: schema.Device
+    device: Device
     suites: tuple[suites.Suite, ...]
     sources: dict[str, Job]
     variants: dict[str, Variant]
@@ -67,7 +74,7 @@ def load(files: Sequence[str | Path]) -> Experiment:
 
 def resolve(config: schema.Config, document: Document) -> Experiment:
     """`load` for a config that was read already."""
-    sources = {name: _fetch(source, document, ("sources", name)) for name, source in config.sources.items()}
+    sources = {name: fetch_job(source, document, ("sources", name)) for name, source in config.sources.items()}
     loaded = [suites.load(name, document.where(("suites",))) for name in config.suites]
     names = [suite.suite for suite, _ in loaded]
     if len(set(names)) != len(names):
@@ -75,20 +82,20 @@ def resolve(config: schema.Config, document: Document) -> Experiment:
     tests: list[Recipe] = []
     fetched = list(sources.values())
     for suite, text in loaded:
-        data = {name: _fetch(source, text, ("sources", name)) for name, source in suite.sources.items()}
+        data = {name: fetch_job(source, text, ("sources", name)) for name, source in suite.sources.items()}
         fetched += data.values()
         tests += [_test(suite, group, data, config.device) for group in suite.groups]
     variants: dict[str, Variant] = {}
     for name in _parents_first(config, document):
-        job, plan = _checkpoint(config, document, name, sources, variants)
+        job, plan, analyses = _checkpoint(config, document, name, sources, variants)
         evaluations = tuple(Job(_of(test, job.id), job.shape) for test in tests)
-        variants[name] = Variant(name, job, plan, _parents(config, name), evaluations)
+        variants[name] = Variant(name, job, plan, _parents(config, name), evaluations, analyses)
     variants = {name: variants[name] for name in config.variants}
-    every = [*fetched, *(job for v in variants.values() for job in (v.job, *v.evaluations))]
+    every = [*fetched, *(job for v in variants.values() for job in (*v.analyses, v.job, *v.evaluations))]
     return Experiment(config.device, tuple(s for s, _ in loaded), sources, variants, {job.id: job for job in every})
 
 
-def _fetch(source: schema.Source, document: Document, key: Key) -> Job:
+def fetch_job(source: schema.Source, document: Document, key: Key) -> Job:
     """The job that brings in a source. Its recipe is the pin, so a moved local path keeps its id."""
     of_suite = f" --suite {document.marks[()].file}" if "tasks" in document.value else ""
     hub = source if isinstance(source, schema.HubSource) else None
@@ -166,21 +173,60 @@ def _parents_first(config: schema.Config, document: Document) -> list[str]:
 
 def _checkpoint(
     config: schema.Config, document: Document, name: str, sources: dict[str, Job], done: dict[str, Variant]
-) -> tuple[Job, Plan]:
+) -> tuple[Job, Plan | None, tuple[Job, ...]]:
+    """A variant's job, its plan where it is known before anything runs, and the analyses it rests on."""
     variant, key = config.variants[name], ("variants", name)
     if isinstance(variant, schema.InitVariant):
-        return _init(variant.init, document, key, sources)
-    parent = done[variant.parent_names[0]]
-    shape = parent.job.shape
-    assert shape is not None  # every checkpoint has one: init refuses a source without
-    parameters = variant.merge.model_dump()
+        return *_init(variant.init, document, key, sources), ()
+    parents = [done[parent].job for parent in variant.parent_names]
+    shapes = [_shape(parent) for parent in parents]
+    _check_alike(shapes, variant, document.where((*key, "merge")))
     try:
-        plan = plans.make_plan(parameters, shape.layers)
-    except ConfigError as error:
-        parameter = next((name for name in parameters if f"`{name}`" in error.what), "method")
-        raise error.at(document.where((*key, "merge", parameter))) from None
-    recipe = Recipe("merge", parameters, (parent.job.id,))
-    return Job(recipe, _scaled(shape, len(plan.layers))), plan
+        parameters = variant.merge.normal(variant.parent_names)
+        if parameters.get("dtype") == shapes[0].dtype:
+            del parameters["dtype"]  # what it would be anyway is no other recipe
+        analyses: tuple[Job, ...] = ()
+        plan = None
+        if isinstance(variant.merge, Prune) and variant.merge.least and variant.merge.calibration:
+            check_least(shapes[0].layers, variant.merge.least)
+            layers = shapes[0].layers - variant.merge.least
+            analyses = (_analysis(variant.merge.calibration, parents[0], config.device, sources, document, key),)
+        else:
+            plan = make_plan(parameters, [shape.layers for shape in shapes])
+            layers = len(plan.layers)
+    except PlanError as error:
+        raise error.at(document.where((*key, "merge", *error.entry))) from None
+    recipe = Recipe("merge", parameters, tuple(job.id for job in parents), tuple(job.id for job in analyses))
+    shape = shapes[plan.embed_from.sources[0][0] if plan else 0].deep(layers)
+    return Job(recipe, shape.cast(parameters["dtype"]) if "dtype" in parameters else shape), plan, analyses
+
+
+def _shape(job: Job) -> schema.Shape:
+    assert job.shape is not None  # every checkpoint has one: init refuses a source without
+    return job.shape
+
+
+def _check_alike(shapes: Sequence[schema.Shape], variant: schema.MergeVariant, where: str) -> None:
+    """Raise ConfigError for parents that cannot be put together, as far as their shapes tell; merge sees the rest."""
+    keys = ["family", "vocabulary", "hidden"] + ["dtype"] * (variant.merge.dtype is None)
+    keys += ["layers", "parameters"] * (variant.merge.method in ("linear", "slerp"))
+    for key in keys:
+        values = [getattr(shape, key) for shape in shapes]
+        if len(set(values) - {None}) > 1:
+            told = ", ".join(f"{name} {value}" for name, value in zip(variant.parent_names, values, strict=True))
+            todo = "say which the result shall have: `dtype: bfloat16`" if key == "dtype" else ""
+            raise ConfigError(f"the parents differ in {key}", where=where, expected="one", got=told, todo=todo)
+
+
+def _analysis(
+    calibration: Calibration, parent: Job, device: str, sources: dict[str, Job], document: Document, key: Key
+) -> Job:
+    """The job that measures the layers of a parent."""
+    if calibration.source not in sources:
+        where = document.where((*key, "merge", "calibration", "source"))
+        raise ConfigError("no such source", where=where, expected=", ".join(sources), got=calibration.source)
+    parameters = calibration.model_dump(exclude={"source"}) | {"device": device}
+    return Job(Recipe("analyze", parameters, (parent.id,), (sources[calibration.source].id,)), parent.shape)
 
 
 def _init(init: schema.Init, document: Document, key: Key, sources: dict[str, Job]) -> tuple[Job, Plan]:
@@ -196,16 +242,5 @@ def _init(init: schema.Init, document: Document, key: Key, sources: dict[str, Jo
         )
     family = init.architecture or source.shape.family
     shape = source.shape.model_copy(update={"family": family})
-    parameters = {"architecture": family, "shape": source.shape.model_dump()}
+    parameters = {"architecture": family, "shape": source.shape.model_dump(exclude_none=True)}
     return Job(Recipe("init", parameters, (), (source.id,)), shape), plans.identity(shape.layers)
-
-
-def _scaled(shape: schema.Shape, layers: int) -> schema.Shape:
-    """The shape at another depth. Sizes are scaled whole, which is a little too much: they ask for resources."""
-    return shape.model_copy(
-        update={
-            "layers": layers,
-            "parameters": shape.parameters * layers // shape.layers,
-            "bytes": shape.bytes * layers // shape.layers,
-        }
-    )

@@ -11,16 +11,20 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from strata.plan import Plan
+from strata.plan import Layer, Plan
 
+_RECT = Markup('<rect x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}" fill="{}"/>')
 ROWS = 100  # more are not drawn; the figure says so
 _WIDTH, _LABEL, _ROW = 960, 150, 26
 # viridis, from its start to its end: equal steps look equal, also to colour-blind readers and in print.
 _VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 
 
-def layer_plans(rows: Sequence[tuple[str, Plan, tuple[int, ...]]]) -> Markup:
-    """A row for each (name, plan, seams), a square for each output layer, coloured by the base's layer it copies."""
+def layer_plans(rows: Sequence[tuple[str, Plan, tuple[int, ...]]], names: Sequence[str]) -> Markup:
+    """A row for each (name, plan, seams), a square for each output layer, coloured by the base's layer it comes from.
+
+    A mix has a band of each source's colour, an inserted layer a hollow square. `names` are those of the plans' bases.
+    """
     shown = rows[:ROWS]
     deepest = max(len(plan.layers) for _, plan, _ in rows)
     last = max(source for _, plan, _ in rows for layer in plan.layers for _, source in layer.sources)
@@ -30,16 +34,14 @@ def layer_plans(rows: Sequence[tuple[str, Plan, tuple[int, ...]]]) -> Markup:
         y = number * _ROW
         parts.append(_text(_LABEL - 10, y + 17, name, "end"))
         for position, layer in enumerate(plan.layers):
-            source = layer.sources[0][1]
-            parts.append(
-                Markup('<rect x="{:.2f}" y="{}" width="{:.2f}" height="20" fill="{}"><title>{}</title></rect>').format(
-                    _LABEL + position * cell,
-                    y + 2,
-                    max(cell - 0.6, 0.4),
-                    _colour(source / max(last, 1)),
-                    f"{name}: layer {position} is layer {source} of the base",
-                )
-            )
+            left, width = _LABEL + position * cell, max(cell - 0.6, 0.4)
+            parts.append(Markup("<g><title>{}</title>").format(f"{name}: layer {position} is {_told(layer, names)}"))
+            height = 20 / len(layer.sources)
+            for band, (_, source) in enumerate(layer.sources):
+                parts.append(_RECT.format(left, y + 2 + band * height, width, height, _colour(source / max(last, 1))))
+            if layer.transform == "zero":
+                parts.append(_RECT.format(left + width / 4, y + 7, width / 2, 10, "#fff"))
+            parts.append(Markup("</g>"))
         for seam in seams:
             x = f"{_LABEL + (seam + 1) * cell - 0.3:.2f}"
             parts.append(Markup('<line x1="{}" x2="{}" y1="{}" y2="{}" class="seam"/>').format(x, x, y - 1, y + 25))
@@ -51,6 +53,14 @@ def layer_plans(rows: Sequence[tuple[str, Plan, tuple[int, ...]]]) -> Markup:
     if len(rows) > ROWS:
         parts.append(_text(_LABEL, bottom + 56, f"the first {ROWS} of {len(rows)} variants", "start", "tick"))
     return _svg(parts, bottom + 62, "Which layer of the base sits where in each variant")
+
+
+def _told(layer: Layer, names: Sequence[str]) -> str:
+    """A layer in words: `layer 3 of base`."""
+    sources = " and ".join(f"layer {source} of {names[parent]}" for parent, source in layer.sources)
+    return {"copy": "", "zero": "an inserted copy of ", "linear": "an average of ", "slerp": "a SLERP of "}[
+        layer.transform
+    ] + sources
 
 
 def scores(title: str, rows: Sequence[tuple[str, float, float]], guess: float | None) -> Markup:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,15 +12,16 @@ from typing import Any
 import numpy as np
 
 from strata import families, plan, store
-from strata.checkpoint import CARRIED, Spec, check_exact, finish, plan_shards, write_shard
+from strata.checkpoint import Spec, check_exact, copy_tokenizer, finish, plan_shards, write_shard
 from strata.errors import CheckpointError, SourceError
-from strata.modelfiles import check_tokenizer, find_model, open_gguf, read_config, weight_files
+from strata.foreign import open_model
+from strata.modelfiles import check_tokenizer, find_model, open_gguf
 from strata.progress import bar
 from strata.recipe import Recipe, digest
 from strata.shapes import measure
 from strata.sources import FILES
 from strata.store import Built, Object
-from strata.tensors import Header, Tensor, read_header
+from strata.tensors import Header, Tensor
 
 Read = Callable[[], Any]  # the tensor's bytes, as anything with the buffer protocol
 
@@ -53,13 +53,13 @@ def _build(fetched: Object, folder: Path, parameters: Mapping[str, Any]) -> Buil
     check_exact(config, specs, source)
     if parameters["architecture"] == "llama":
         config = families.as_llama(config)
-    shards = plan_shards(specs, config["num_hidden_layers"])
+    shards = plan_shards(specs, config)
     sha256: dict[str, str] = {}
     with bar("init", len(shards), "shard") as progress:
         for file, header in shards.items():
             write_shard(folder / file, header, partial(_fill, header=header, tensors=tensors, sha256=sha256))
             progress.update()
-    return finish(folder, config, shards, sha256, plan.identity(config["num_hidden_layers"]), [fetched])
+    return finish(folder, config, shards, sha256, plan.identity(families.depth(config)), [fetched])
 
 
 def _fill(handle: int, header: Header, tensors: Mapping[str, tuple[Spec, Read]], sha256: dict[str, str]) -> None:
@@ -74,19 +74,13 @@ def _fill(handle: int, header: Header, tensors: Mapping[str, tuple[Spec, Read]],
 
 
 def _read_safetensors(file: Path, folder: Path) -> tuple[dict[str, Any], dict[str, tuple[Spec, Read]]]:
-    home, config = file.parent, read_config(file)
-    tensors: dict[str, tuple[Spec, Read]] = {}
-    for shard in weight_files(home):
-        for tensor in read_header(shard).tensors:
-            if tensor.name in tensors:
-                raise CheckpointError("a tensor stands in two shards", where=f"{shard}, {tensor.name}")
-            tensors[tensor.name] = ((tensor.dtype, tensor.shape), _reader(shard, tensor))
-    check_tokenizer(home, families.size(config, "vocab_size"))
-    for name in CARRIED:
-        if (home / name).is_file():
-            shutil.copyfile(home / name, folder / name)
-    _drop_tied_head(config, tensors, home)
-    return config, tensors
+    model = open_model(file)
+    check_tokenizer(model.path, families.size(model.config, "vocab_size"))
+    copy_tokenizer(model, folder)
+    return model.config, {
+        name: ((stored.tensor.dtype, stored.tensor.shape), _reader(model.path / stored.file, stored.tensor))
+        for name, stored in model.tensors.items()
+    }
 
 
 def _reader(file: Path, tensor: Tensor) -> Read:
@@ -111,11 +105,12 @@ def _read_gguf(file: Path, folder: Path) -> tuple[dict[str, Any], dict[str, tupl
     AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
     _make_portable(folder / "tokenizer_config.json")
     config = json.loads(model.config.to_json_string())
-    wanted = {**config, "architectures": [families.CLASSES.get(config["model_type"], "")]}
+    family = families.family_of(config)
+    wanted = {**config, "architectures": [family.architecture]}
     state = {
         name: tensor
         for name, tensor in model.state_dict().items()
-        if not (name == families.HEAD and config.get("tie_word_embeddings"))
+        if not (name == family.head and config.get("tie_word_embeddings"))
     }
     tensors: dict[str, tuple[Spec, Read]] = {
         name: (("BF16", tuple(tensor.shape)), lambda t=tensor: t.contiguous().view(torch.uint8).numpy())  # type: ignore[misc]
@@ -131,20 +126,10 @@ def _make_portable(file: Path) -> None:
     file.write_text(json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def _drop_tied_head(config: Mapping[str, Any], tensors: dict[str, tuple[Spec, Read]], home: Path) -> None:
-    """A tied model may be stored with its head or without: both give one checkpoint. Two different ones do not."""
-    if config.get("tie_word_embeddings") and families.HEAD in tensors and families.EMBED in tensors:
-        if tensors[families.HEAD][1]() != tensors[families.EMBED][1]():
-            raise CheckpointError(
-                "the head differs from the embedding it is tied to", where=home, todo="set tie_word_embeddings to false"
-            )
-        del tensors[families.HEAD]
-
-
 def _check_shape(config: Mapping[str, Any], specs: Mapping[str, Spec], shape: Mapping[str, Any], source: Path) -> None:
     """Hold the config's `shape`, on which the DAG was built, against the file."""
     for key, actual in measure(config, specs).items():
-        expected = shape[key]
+        expected = shape.get(key, actual)
         if actual != expected:
             raise SourceError(
                 f"the source does not have the shape that the config gives: {key}",

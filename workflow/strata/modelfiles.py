@@ -8,6 +8,8 @@ from typing import Any
 from strata.errors import CheckpointError, SourceError
 from strata.jsonfile import read_object
 
+GGUF_FAMILIES = ("llama",)  # a Mistral's GGUF calls itself a llama too
+
 
 def find_model(folder: Path) -> Path | None:
     """The one model below a folder: its .gguf file or its config.json. None when there is no model.
@@ -90,13 +92,19 @@ def open_gguf(file: Path) -> tuple[Any, str | None]:
     """gguf's reader of a file, and the family it names.
 
     Raises:
-        SourceError: the model scales its positions, which transformers does not read from a GGUF and leaves out.
+        SourceError: a family whose GGUF is not read; or the model scales its positions, which transformers does not
+            read from a GGUF and leaves out.
     """
     from gguf import GGUFReader
 
     reader = GGUFReader(file)
     field = reader.get_field("general.architecture")
     family = field.contents() if field else None
+    if family not in GGUF_FAMILIES:
+        raise SourceError(
+            "a GGUF of this family is not read", where=file, expected=", ".join(GGUF_FAMILIES), got=family,
+            todo="use the model's safetensors",
+        )  # fmt: skip
     scaled = [key for key in reader.fields if key.startswith(f"{family}.rope.scaling.")]
     scaled += [tensor.name for tensor in reader.tensors if tensor.name.startswith("rope_f")]
     if scaled:

@@ -1,138 +1,148 @@
-"""Layer plans: which source layers make up a model, in which order. Pure functions, no I/O.
+"""Layer plans: which source layers make up a model, in which order, and where the parts outside the layers come from.
 
 A plan is the one description of every surgery method; whatever builds, counts, draws or trains layers reads it.
-Layers count from 0. `parent` is an index into the list of parents.
+Layers count from 0. `parent` is an index into the list of parents. Pure functions, no I/O.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from strata.errors import ConfigError
-
 Source = tuple[int, int]  # (parent, layer)
+OUTSIDE = -1  # in place of a layer: the parent's tensors outside the layers
 MAX_LAYERS = 10_000  # ten times the deepest model there is; a chain of doublings must not fill the memory
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One output layer: `transform` of the source layers. A copy has one source and weight 1."""
+    """One output layer, or one part outside the layers: a transform of its sources.
+
+    copy      the one source, byte for byte
+    zero      a copy that adds nothing to the residual stream: what block expansion inserts
+    linear    the sum over i of weights[i] * source i, as given; one source with a weight is scaling
+    slerp     spherical interpolation of the sources, weights[i] the share of source i
+
+    `named` holds (text, weights): a tensor whose name contains the text takes these weights; the first match wins.
+    """
 
     sources: tuple[Source, ...]
     transform: str = "copy"
     weights: tuple[float, ...] = (1.0,)
+    named: tuple[tuple[str, tuple[float, ...]], ...] = ()
+
+    def weights_of(self, name: str) -> tuple[float, ...]:
+        """The weights for one tensor of this layer."""
+        return next((weights for text, weights in self.named if text in name), self.weights)
+
+    def to_json(self) -> list[Any]:
+        named = [[text, list(weights)] for text, weights in self.named]
+        return [self.transform, list(self.weights), [list(source) for source in self.sources], *([named] * bool(named))]
+
+    @staticmethod
+    def from_json(data: Sequence[Any]) -> Layer:
+        transform, weights, sources, *rest = data
+        named = tuple((text, tuple(others)) for text, others in rest[0]) if rest else ()
+        return Layer(tuple((parent, layer) for parent, layer in sources), transform, tuple(weights), named)
+
+
+@cache
+def copy(parent: int, layer: int) -> Layer:
+    """One object for each layer: a sweep of thousands of plans is resolved in every job of the workflow."""
+    return Layer(((parent, layer),))
+
+
+WHOLE = copy(0, OUTSIDE)  # the first parent's tensors outside the layers
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Output layers from first to last, and the parent that lends embedding, final norm and head."""
+    """Output layers from first to last, and what embedding, final norm and head are made of."""
 
     layers: tuple[Layer, ...]
-    embed_from: int = 0
-    norm_from: int = 0
-    head_from: int = 0
+    embed_from: Layer = WHOLE
+    norm_from: Layer = WHOLE
+    head_from: Layer = WHOLE
+
+    @property
+    def outside(self) -> dict[str, Layer]:
+        """The parts outside the layers, by the names that `families` gives them."""
+        return {"embed": self.embed_from, "norm": self.norm_from, "head": self.head_from}
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "layers": [[layer.transform, list(layer.weights), list(layer.sources)] for layer in self.layers],
-            "embed_from": self.embed_from,
-            "norm_from": self.norm_from,
-            "head_from": self.head_from,
+        """A part that is a copy is written as the number of its parent."""
+        parts = {
+            f"{name}_from": part.sources[0][0] if part.transform == "copy" else part.to_json()
+            for name, part in self.outside.items()
         }
+        return {"layers": [layer.to_json() for layer in self.layers], **parts}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Plan:
-        layers = tuple(
-            Layer(tuple((parent, layer) for parent, layer in sources), transform, tuple(weights))
-            for transform, weights, sources in data["layers"]
+        parts = (data[f"{name}_from"] for name in ("embed", "norm", "head"))
+        return Plan(
+            tuple(map(Layer.from_json, data["layers"])),
+            *(copy(part, OUTSIDE) if isinstance(part, int) else Layer.from_json(part) for part in parts),
         )
-        return Plan(layers, data["embed_from"], data["norm_from"], data["head_from"])
 
 
-@cache
-def _copy(layer: int) -> Layer:
-    """One object for each layer: a sweep of thousands of plans is resolved in every job of the workflow."""
-    return Layer(((0, layer),))
+def of(parent: int, plan: Plan) -> Plan:
+    """`plan`, which has one parent, with that parent under another number."""
+    return replace(plan, layers=tuple(copy(parent, layer.sources[0][1]) for layer in plan.layers))
 
 
 def copies(layers: Iterable[int]) -> Plan:
     """The plan that copies these layers of one parent, in this order."""
-    return Plan(tuple(map(_copy, layers)))
+    return Plan(tuple(copy(0, layer) for layer in layers))
 
 
 def identity(n: int) -> Plan:
     return copies(range(n))
 
 
-def dus(n: int, drop: int) -> Plan:
-    """Depth up-scaling: layers 0..n-drop-1, then drop..n-1 (SOLAR 10.7B, arXiv 2312.15166, section 2).
-
-    Raises:
-        ConfigError: `drop` is not in 0..n-1.
-    """
-    return interlocked(n, drop, n - drop)
-
-
-def interlocked(n: int, drop: int, group: int) -> Plan:
-    """Interlocked DUS: `group` layers of A = 0..n-drop-1, then `group` of B = drop..n-1, and so on (gauss5930/iDUS).
-
-    `group` = n - drop is plain DUS, `group` = 1 is iDUS-1layer, n = 32, drop = 8, group = 8 is iDUS-8layer. A last,
-    shorter group is taken as it is, so every `group` gives 2 (n - drop) layers.
-
-    Raises:
-        ConfigError: `drop` is not in 0..n-1, or `group` not in 1..n-drop.
-    """
-    if not 0 <= drop < n:
-        raise ConfigError("`drop` is out of range", expected=f"0 to {n - 1}: the parent has {n} layers", got=drop)
-    kept = n - drop
-    if 2 * kept > MAX_LAYERS:
-        raise ConfigError("`drop` leaves too many layers", expected=f"at most {MAX_LAYERS} layers", got=2 * kept)
-    if not 1 <= group <= kept:
-        raise ConfigError("`group` is out of range", expected=f"1 to {kept} = {n} layers - drop {drop}", got=group)
-    order: list[int] = []
-    for start in range(0, kept, group):
-        stop = min(start + group, kept)
-        order += [*range(start, stop), *range(drop + start, drop + stop)]
-    return copies(order)
-
-
-def make_plan(parameters: dict[str, Any], n: int) -> Plan:
-    """The plan that a merge's parameters (`method` and its own) make of a parent with `n` layers."""
-    match parameters:
-        case {"method": "dus", "drop": drop}:
-            return dus(n, drop)
-        case {"method": "interlocked", "drop": drop, "group": group}:
-            return interlocked(n, drop, group)
-    raise ConfigError("unknown merge", expected="dus, interlocked", got=parameters)
+def inserted(plan: Plan) -> tuple[int, ...]:
+    """The output layers that block expansion put in: what its training trains."""
+    return tuple(i for i, layer in enumerate(plan.layers) if layer.transform == "zero")
 
 
 def seams(plan: Plan) -> tuple[int, ...]:
     """Every i such that output layer i+1 does not follow output layer i in a parent.
 
-    An averaged or inserted layer follows nothing and nothing follows it: it has a seam on both sides.
+    An inserted layer, or one averaged of different layers, follows nothing and nothing follows it: it has a seam on
+    both sides. Averages of whole models, layer by layer, follow each other as the layers of one model do.
     """
-    return tuple(
-        i
-        for i, (below, above) in enumerate(zip(plan.layers, plan.layers[1:], strict=False))
-        if not _joined(below, above)
-    )
+    places = [_place(layer) for layer in plan.layers]
+    return tuple(i for i in range(len(places) - 1) if not _joined(places[i], places[i + 1]))
 
 
-def _joined(below: Layer, above: Layer) -> bool:
-    if below.transform != "copy" or above.transform != "copy":
-        return False
-    (parent, layer), (next_parent, next_layer) = below.sources[0], above.sources[0]
-    return parent == next_parent and next_layer == layer + 1
+def _place(layer: Layer) -> tuple[tuple[int, ...], int] | None:
+    """(parents, the one layer number that they lend), or None where there is no such number."""
+    numbers = {number for _, number in layer.sources}
+    if layer.transform == "zero" or len(numbers) != 1:
+        return None
+    return tuple(parent for parent, _ in layer.sources), numbers.pop()
+
+
+def _joined(below: tuple[tuple[int, ...], int] | None, above: tuple[tuple[int, ...], int] | None) -> bool:
+    return below is not None and above is not None and below[0] == above[0] and below[1] + 1 == above[1]
 
 
 def trace(plan: Plan, parents: Sequence[Plan]) -> Plan:
-    """`plan`, made of copies, told in the layers of its parents' parents: a chain of merges as one plan of the base."""
+    """`plan` told in the layers of its parents' parents: a chain of merges as one plan of its bases.
+
+    A mix of mixes comes out as one mix of all their sources, which says where a layer comes from, not how to make it.
+    """
 
     def through(layer: Layer) -> Layer:
-        ((parent, index),) = layer.sources
-        return parents[parent].layers[index]
+        below = [parents[parent].layers[index] for parent, index in layer.sources]
+        if layer.transform in ("copy", "zero") or all(inner.transform == "copy" for inner in below):
+            sources = tuple(source for inner in below for source in inner.sources)
+            transform = below[0].transform if layer.transform == "copy" else layer.transform
+            return Layer(sources, transform, below[0].weights if layer.transform == "copy" else layer.weights)
+        shares = zip(layer.weights, below, strict=True)
+        weights = tuple(share * weight for share, inner in shares for weight in inner.weights)
+        return Layer(tuple(source for inner in below for source in inner.sources), layer.transform, weights)
 
-    return Plan(tuple(through(layer) for layer in plan.layers), plan.embed_from, plan.norm_from, plan.head_from)
+    return replace(plan, layers=tuple(through(layer) for layer in plan.layers))

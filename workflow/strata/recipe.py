@@ -14,10 +14,16 @@ from typing import Any
 from strata.errors import UsageError
 
 # The folder that holds each operation's results. The operation is also the prefix of their ids.
-KINDS = {"fetch": "sources", "init": "checkpoints", "merge": "checkpoints", "evaluate": "evaluations"}
+KINDS = {
+    "fetch": "sources",
+    "init": "checkpoints",
+    "analyze": "analyses",
+    "merge": "checkpoints",
+    "evaluate": "evaluations",
+}
 
 # Raised when an operation gives another result for the same parameters: every id that depends on it changes.
-VERSIONS = {"fetch": 1, "init": 1, "merge": 1, "evaluate": 1}
+VERSIONS = {"fetch": 1, "init": 1, "analyze": 1, "merge": 1, "evaluate": 1}
 
 # Same id, other content is an error for these; for the rest the first published object wins.
 DETERMINISTIC = {"fetch", "init", "merge"}
@@ -34,7 +40,8 @@ def digest(text: str | bytes) -> str:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One normalised operation. `parents` are ids of checkpoints, `sources` ids of fetched inputs."""
+    """One normalised operation. `parents` are ids of checkpoints, `sources` of what else it reads: fetched files,
+    an analysis."""
 
     operation: str
     parameters: dict[str, Any] = field(hash=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from strata.config import Config, Model
+from strata.config import Config
+from strata.schema import Model
 from strata.suite import Suite
 
 

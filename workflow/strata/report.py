@@ -6,7 +6,9 @@ scores are compared only when every request behind them was the same.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from strata import figures, plan, status, store
@@ -15,7 +17,9 @@ from strata.evaluate import read_samples
 from strata.experiment import Experiment, Variant
 from strata.plan import Plan
 from strata.statistics import METRICS, Estimate, Samples, chance, difference, measure
+from strata.store import Object
 
+Require = Callable[[str], Object]  # id -> the object, opened and checked once
 NAMES = {"bits_per_byte": "bits per byte", "acc_norm": "accuracy"}
 
 
@@ -44,7 +48,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Row:
-    """A variant: what it is, and a score for each column. `plan` counts in layers of its base."""
+    """A variant: what it is, and a score for each column.
+
+    `plan` counts in layers of `bases`, the variants without parents that it goes back to.
+    """
 
     name: str
     made_by: str
@@ -54,6 +61,7 @@ class Row:
     layers: int
     parameters: int
     plan: Plan
+    bases: tuple[str, ...]
     seams: tuple[int, ...]
     scores: tuple[Score, ...]
 
@@ -81,14 +89,17 @@ def write_report(root: Path, experiment: Experiment) -> Path:
 
 def collect(root: Path, experiment: Experiment) -> Table:
     """Every number of the table, from the samples in the store."""
+    require = cache(lambda id: store.require(root, id))
     samples: dict[str, dict[tuple[str, str], tuple[Samples, str]]] = {}  # by variant, then by (suite, task)
     for variant in experiment.variants.values():
-        samples[variant.name] = _samples(root, variant)
+        samples[variant.name] = _samples(require, variant)
     first = next(iter(samples.values()))
     keys = [(suite.suite, task) for suite in experiment.suites for task in suite.tasks]
     columns = tuple(_column(*key, first[key][0]) for key in keys)
     traced: dict[str, Plan] = {}
-    rows = tuple(_row(root, experiment, variant, columns, samples, traced) for variant in experiment.variants.values())
+    rows = tuple(
+        _row(require, experiment, variant, columns, samples, traced) for variant in experiment.variants.values()
+    )
     return Table(columns, rows)
 
 
@@ -103,27 +114,29 @@ def base_of(experiment: Experiment, name: str) -> str:
     return name
 
 
-def trace(experiment: Experiment, name: str, known: dict[str, Plan]) -> Plan:
-    """The plan of a variant in layers of its base. Ancestors first, so that a long chain is no deep recursion."""
-    chain = [name]
-    while chain[-1] not in known and experiment.variants[chain[-1]].parents:
-        chain.append(experiment.variants[chain[-1]].parents[0])
-    for step in reversed(chain):
-        variant = experiment.variants[step]
-        if step not in known:
-            known[step] = (
-                plan.trace(variant.plan, [known[parent] for parent in variant.parents])
-                if variant.parents
-                else variant.plan
-            )
+def trace(require: Require, experiment: Experiment, name: str, known: dict[str, Plan]) -> Plan:
+    """The plan of a variant as it was built, in layers of its bases; `parent` is a base's place among the variants.
+
+    Ancestors first, so that a long chain is no deep recursion.
+    """
+    waiting, names = [name], list(experiment.variants)
+    while waiting:
+        variant = experiment.variants[waiting[-1]]
+        unknown = [parent for parent in variant.parents if parent not in known]
+        if unknown:
+            waiting += unknown
+            continue
+        made = Plan.from_json(require(variant.job.id).facts["plan"])
+        parents = [known[parent] for parent in variant.parents]
+        known[waiting.pop()] = plan.trace(made, parents) if parents else plan.of(names.index(variant.name), made)
     return known[name]
 
 
-def _samples(root: Path, variant: Variant) -> dict[tuple[str, str], tuple[Samples, str]]:
+def _samples(require: Require, variant: Variant) -> dict[tuple[str, str], tuple[Samples, str]]:
     """Each task's samples and the digest of its requests."""
-    checkpoint = store.require(root, variant.job.id)
+    checkpoint = require(variant.job.id)
     for id, digest in checkpoint.facts["made_from"].items():
-        parent = store.require(root, id)
+        parent = require(id)
         if parent.digest != digest:
             raise EvaluationError(
                 f"`{variant.name}` was made from other content than {id} has now",
@@ -134,7 +147,7 @@ def _samples(root: Path, variant: Variant) -> dict[tuple[str, str], tuple[Sample
             )
     found = {}
     for job in variant.evaluations:
-        evaluation = store.require(root, job.id)
+        evaluation = require(job.id)
         scored = evaluation.facts["checkpoint_digest"]
         if scored != checkpoint.digest:
             raise EvaluationError(
@@ -150,7 +163,7 @@ def _samples(root: Path, variant: Variant) -> dict[tuple[str, str], tuple[Sample
 
 
 def _row(
-    root: Path,
+    require: Require,
     experiment: Experiment,
     variant: Variant,
     columns: tuple[Column, ...],
@@ -172,8 +185,10 @@ def _row(
                 todo="variants of one base share its tokenizer and suite: evaluate both again",
             )
         scores.append(Score(measure(own), None if variant.name == base else difference(own, others)))
-    checkpoint = store.require(root, variant.job.id)
-    layers = trace(experiment, variant.name, traced)
+    checkpoint = require(variant.job.id)
+    layers = trace(require, experiment, variant.name, traced)
+    names = list(experiment.variants)
+    bases = sorted({parent for layer in layers.layers for parent, _ in layer.sources})
     return Row(
         name=variant.name,
         made_by=status.summary(variant),
@@ -183,6 +198,7 @@ def _row(
         layers=checkpoint.facts["layers"],
         parameters=checkpoint.facts["parameters"],
         plan=layers,
+        bases=tuple(names[base] for base in bases),
         seams=plan.seams(layers),
         scores=tuple(scores),
     )
@@ -252,7 +268,7 @@ def to_html(table: Table, experiment: Experiment) -> str:
         suites=experiment.suites,
         device=experiment.device,
         reading=READING,
-        plans=figures.layer_plans([(row.name, row.plan, row.seams) for row in table.rows]),
+        plans=figures.layer_plans([(row.name, row.plan, row.seams) for row in table.rows], list(experiment.variants)),
         charts=[
             figures.scores(
                 column.title,

@@ -10,16 +10,28 @@ from typing import Any
 from strata import families
 from strata.checkpoint import DTYPES, Spec
 from strata.errors import SourceError
-from strata.modelfiles import find_model, open_gguf, read_config, weight_files
-from strata.tensors import BITS, read_header
+from strata.foreign import open_model
+from strata.modelfiles import find_model, open_gguf
+from strata.tensors import BITS
 
 
 def measure(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, Any]:
     """The shape of the model with this config and these tensors, as the config file has it."""
+    outside = [shape for name, (_, shape) in specs.items() if families.split_name(name)[0] is None]
+    vocabulary, hidden = specs[families.family_of(config).embed[0]][1]
+    return {
+        "family": config["model_type"],
+        "layers": families.depth(config),
+        **_sizes(specs),
+        "vocabulary": vocabulary,
+        "hidden": hidden,
+        "outside": sum(map(math.prod, outside)),
+    }
+
+
+def _sizes(specs: Mapping[str, Spec]) -> dict[str, Any]:
     dtypes = sorted({dtype for dtype, _ in specs.values()})
     return {
-        "family": config.get("model_type"),
-        "layers": config.get("num_hidden_layers"),
         "parameters": sum(math.prod(shape) for _, shape in specs.values()),
         "bytes": sum(math.prod(shape) * BITS[dtype] // 8 for dtype, shape in specs.values()),
         "dtype": DTYPES.get(dtypes[0], dtypes[0]) if len(dtypes) == 1 else "mixed",
@@ -27,10 +39,11 @@ def measure(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, A
 
 
 def shape_of(folder: Path) -> dict[str, Any] | None:
-    """The shape of the model in a folder, or None when there is no model. No weight is read.
+    """The shape of the model in a folder, or None when there is no model.
 
     Raises:
         SourceError: several models, or one that Strata cannot use.
+        CheckpointError: not exactly the tensors that its config asks for.
     """
     model = find_model(folder)
     if model is None:
@@ -43,12 +56,8 @@ def shape_of(folder: Path) -> dict[str, Any] | None:
 
 
 def _of_safetensors(file: Path) -> dict[str, Any]:
-    config = read_config(file)
-    headers = [read_header(shard) for shard in weight_files(file.parent)]
-    specs = {tensor.name: (tensor.dtype, tensor.shape) for header in headers for tensor in header.tensors}
-    if config.get("tie_word_embeddings"):
-        specs.pop(families.HEAD, None)
-    return measure(config, specs)
+    model = open_model(file)
+    return measure(model.config, {name: (t.tensor.dtype, t.tensor.shape) for name, t in model.tensors.items()})
 
 
 def _of_gguf(file: Path) -> dict[str, Any]:
@@ -56,4 +65,13 @@ def _of_gguf(file: Path) -> dict[str, Any]:
     reader, family = open_gguf(file)
     layers = reader.get_field(f"{family}.block_count")
     specs: dict[str, Spec] = {tensor.name: ("BF16", tuple(int(n) for n in tensor.shape)) for tensor in reader.tensors}
-    return measure({"model_type": family, "num_hidden_layers": int(layers.contents()) if layers else None}, specs)
+    hidden, vocabulary = specs["token_embd.weight"][1]  # gguf counts dimensions from the innermost
+    outside = sum(math.prod(shape) for name, (_, shape) in specs.items() if not name.startswith("blk."))
+    return {
+        "family": family,
+        "layers": int(layers.contents()) if layers else None,
+        **_sizes(specs),
+        "vocabulary": vocabulary,
+        "hidden": hidden,
+        "outside": outside,
+    }

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from strata import links, store
+from strata.checkpoint import open_checkpoint
 from strata.errors import StoreError, UsageError
 from strata.experiment import Experiment, Job, Variant
+from strata.outline import outline
+from strata.plan import Plan
 from strata.recipe import Recipe
+from strata.restack import draft
 from strata.store import Object
 
 
@@ -71,25 +76,36 @@ def summary(variant: Variant) -> str:
     parameters = variant.job.recipe.parameters
     if not variant.parents:
         return f"init {parameters['architecture']}"
-    rest = " ".join(f"{key} {value}" for key, value in parameters.items() if key != "method")
+    rest = " ".join(
+        f"{key} {_short(value)}" for key, value in parameters.items() if not key.endswith(("method", "_from"))
+    )
     return f"{', '.join(variant.parents)}: {parameters['method']} {rest}"
+
+
+def _short(value: Any) -> str:
+    """A parameter in a table's cell."""
+    text = f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
+    return text if len(text) <= 40 else f"({len(value)} entries)"
 
 
 def description(root: Path, experiment: Experiment, name: str) -> str:
     """Recipe, plan, digest and scores of one variant."""
     variant = variant_of(experiment, name)
     found = store.find(root, variant.job.id)
-    parents = ", ".join(variant.parents) or "its source"
     lines = [
         f"{name}: {summary(variant)}",
         f"checkpoint  {variant.job.id}",
         f"digest      {found.digest if found else '(not built)'}",
-        f"layers      {_runs([layer.sources[0][1] for layer in variant.plan.layers])} of {parents}",
     ]
+    plan = Plan.from_json(found.facts["plan"]) if found else variant.plan
+    names = variant.parents or ("its source",)
+    told = (
+        outline(plan, names) if plan else [f"{_layers(variant)} of {names[0]}, chosen by an analysis that has not run"]
+    )
+    lines += [f"{'layers' if not number else '':<12}{line}" for number, line in enumerate(told)]
     if found:
         facts = found.facts
         lines.append(f"size        {facts['parameters']:,} parameters, {facts['bytes']:,} bytes, {facts['dtype']}")
-        lines.append(f"seams       {len(facts['seams'])}")
     for job in variant.evaluations:
         suite, result = job.recipe.parameters["suite"], store.find(root, job.id)
         for task, score in (result.facts["scores"] if result else {}).items():
@@ -100,15 +116,41 @@ def description(root: Path, experiment: Experiment, name: str) -> str:
     return "\n".join([*lines, "recipe", json.dumps(variant.job.recipe.to_json(), indent=2)])
 
 
-def _runs(layers: list[int]) -> str:
-    """0-23, 6-29 for the layers of a plan."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][1] + 1:
-            runs[-1][1] = layer
-        else:
-            runs.append([layer, layer])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+def planned(root: Path, experiment: Experiment, name: str) -> str:
+    """What a merge would make: layers, seams, parameters and bytes. Nothing is built.
+
+    The sizes are exact where the parents are in the store, whose headers are then read and checked.
+
+    Raises:
+        CheckpointError: the parents in the store do not fit together.
+    """
+    variant = variant_of(experiment, name)
+    shape = variant.job.shape
+    assert shape is not None
+    lines = [f"{name}: {summary(variant)}", f"{shape.layers} layers"]
+    if variant.plan is None:
+        lines += ["  which ones is decided by:", *(f"  {job.id}  {state(root, job)}" for job in variant.analyses)]
+        built = store.find(root, variant.job.id)
+        plan = Plan.from_json(built.facts["plan"]) if built else None
+    else:
+        plan = variant.plan
+    lines += [f"  {line}" for line in outline(plan, variant.parents or ("its source",))] if plan else []
+    parents = [store.find(root, id) for id in variant.job.recipe.parents]
+    if plan and variant.parents and all(parents):
+        opened = [open_checkpoint(parent) for parent in parents if parent]
+        headers = draft(plan, opened, variant.job.recipe.parameters.get("dtype")).shards.values()
+        tensors = [tensor for header in headers for tensor in header.tensors]
+        count, size = sum(math.prod(tensor.shape) for tensor in tensors), sum(tensor.size for tensor in tensors)
+        basis = "exact: read from the parents' headers"
+    else:
+        count, size = shape.parameters, shape.bytes
+        exact = shape.outside is not None or not variant.parents
+        basis = "from the `shape` of the source" if exact else "about: `strata pin --shape` makes it exact"
+    return "\n".join([*lines, f"{count:,} parameters, {size:,} bytes of {shape.dtype} ({basis})"])
+
+
+def _layers(variant: Variant) -> int:
+    return variant.job.shape.layers if variant.job.shape else 0
 
 
 def reasons(root: Path, experiment: Experiment, name: str) -> str:

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 from pydantic import Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from strata.config import AnySource, Model, Name, by_key_value, validate
+from strata.config import AnySource
 from strata.document import Document, read
 from strata.errors import ConfigError
+from strata.schema import Model, Name, by_key_value, validate
 
 FOLDER = Path(__file__).parents[1] / "suites"
 

@@ -1,0 +1,88 @@
+"""A model as others write it: config.json and safetensors in any sharding, opened as a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from strata import families
+from strata.checkpoint import Checkpoint, Stored, check_exact
+from strata.errors import CheckpointError
+from strata.modelfiles import read_config, weight_files
+from strata.tensors import Header, read_header
+
+_CHUNK = 8 << 20  # bytes
+
+
+def open_model(file: Path) -> Checkpoint:
+    """The model of a config.json and the weights beside it, under canonical names, held against its config.
+
+    The config comes back complete: what transformers would derive from a layer's number or a family's default is
+    written out. A tied head that is stored all the same must be the embedding, and is left out: the one weight read.
+
+    Raises:
+        SourceError: pickled or quantised weights, or a model with code of its own.
+        CheckpointError: not exactly the tensors that the config asks for, or a tied head that is another matrix.
+    """
+    home, config = file.parent, complete_config(file)
+    headers: dict[str, Header] = {}
+    tensors: dict[str, Stored] = {}
+    for shard in weight_files(home):
+        headers[shard.name] = read_header(shard)
+        for tensor in headers[shard.name].tensors:
+            name = families.canonical_name(config["model_type"], tensor.name)
+            if name in tensors:
+                raise CheckpointError("a tensor stands in two shards", where=f"{shard}, {tensor.name}")
+            if name is not None:
+                tensors[name] = Stored(shard.name, tensor, "")
+    family = families.family_of(config)
+    if families.tied(config) and family.head in tensors and family.embed[0] in tensors:
+        _check_tied(home, tensors.pop(family.head), tensors[family.embed[0]])
+    check_exact(config, {name: (stored.tensor.dtype, stored.tensor.shape) for name, stored in tensors.items()}, home)
+    return Checkpoint(home, config, headers, tensors)
+
+
+def _check_tied(home: Path, head: Stored, embedding: Stored) -> None:
+    """A tied model may be stored with its head or without: both give one checkpoint. Two different ones do not."""
+    with (home / head.file).open("rb") as left, (home / embedding.file).open("rb") as right:
+        left.seek(head.tensor.begin)
+        right.seek(embedding.tensor.begin)
+        same = head.tensor.size == embedding.tensor.size
+        for done in range(0, head.tensor.size, _CHUNK):
+            count = min(_CHUNK, head.tensor.size - done)
+            same = same and left.read(count) == right.read(count)
+    if not same:
+        raise CheckpointError(
+            "the head differs from the embedding it is tied to", where=home, todo="set tie_word_embeddings to false"
+        )
+
+
+def complete_config(file: Path) -> dict[str, Any]:
+    """A model's config.json, with what its family must say of each layer filled in as transformers understands it.
+
+    Raises:
+        SourceError: a model with code of its own, or quantised.
+        CheckpointError: an unknown family, or a config that transformers does not take.
+    """
+    config = read_config(file)
+    families.family_of(config)
+    missing = [key for key in families.explicit_keys(config["model_type"]) if config.get(key) is None]
+    if not missing:
+        return config
+    understood = understood_config(file.parent)
+    return config | {key: understood[key] for key in missing if understood.get(key) is not None}
+
+
+def understood_config(home: Path) -> dict[str, Any]:
+    """What transformers makes of the config.json in a folder, every default filled in. Loads transformers."""
+    from transformers import AutoConfig
+
+    try:
+        found: dict[str, Any] = AutoConfig.from_pretrained(
+            home, local_files_only=True, trust_remote_code=False
+        ).to_dict()
+    except Exception as error:  # its validation raises what its libraries raise
+        raise CheckpointError(
+            "transformers does not take this config", where=home / "config.json", got=str(error)[:300]
+        ) from None
+    return found

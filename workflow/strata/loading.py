@@ -1,0 +1,69 @@
+"""A checkpoint as a model in memory, held against its manifest: what every forward pass starts with. Needs torch."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from strata.errors import EvaluationError
+from strata.store import Object
+
+
+def positions(checkpoint: Object) -> int:
+    """The longest sequence that a checkpoint takes, whatever its family calls that."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+    return int(config.max_position_embeddings)
+
+
+def load_model(checkpoint: Object, dtype: str, device: str) -> Any:
+    """A verified checkpoint as transformers' causal model, ready for forward passes.
+
+    Raises:
+        EvaluationError: no such device, or the loaded model is not the checkpoint.
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    check_device(device)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint.path, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True,
+        trust_remote_code=False,
+    )  # fmt: skip
+    check_loaded(checkpoint, model)
+    return model.to(device).eval()
+
+
+def check_device(device: str) -> None:
+    """Raise EvaluationError when there is no GPU and one was asked for."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise EvaluationError(
+            "no GPU here", expected="a CUDA device, as `device: cuda` says", got=f"torch {torch.__version__} sees none",
+            todo="run on a machine with a GPU and torch for it, or set `device: cpu`",
+        )  # fmt: skip
+
+
+def check_loaded(checkpoint: Object, model: Any) -> None:
+    """Hold a loaded model against its checkpoint. Raises EvaluationError when depth or size differ.
+
+    transformers runs as many layers as config.json says and draws missing weights at random, without an error.
+    """
+    facts, loaded = checkpoint.facts, (len(decoder_layers(model)), model.num_parameters())
+    if loaded != (facts["layers"], facts["parameters"]):
+        raise EvaluationError(
+            "the loaded model is not the checkpoint",
+            where=checkpoint.path,
+            expected=f"{facts['layers']} layers, {facts['parameters']:,} parameters",
+            got=f"{loaded[0]} layers, {loaded[1]:,} parameters",
+        )
+
+
+def decoder_layers(model: Any) -> Any:
+    """The layers of a causal model, from first to last: `h` is GPT-2's name for them."""
+    base = model.base_model
+    return base.layers if hasattr(base, "layers") else base.h

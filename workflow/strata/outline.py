@@ -1,0 +1,62 @@
+"""A layer plan in words, for people. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from strata.plan import Layer, Plan, seams
+
+
+def outline(plan: Plan, names: Sequence[str]) -> list[str]:
+    """A line for each run of layers, then one for the parts outside the layers, one for the seams.
+
+    Args:
+        names: of the parents.
+    """
+    runs = list(_runs(plan))
+    width = max(len(_span(first, last)) for first, last in runs)
+    lines = [f"{_span(first, last).rjust(width)}  {_told(plan, first, last, names)}" for first, last in runs]
+    parts = plan.outside
+    if len(set(parts.values())) == 1:
+        told = f"embedding, norm and head: {_mix(plan.embed_from, names)}"
+    else:
+        told = ", ".join(f"{part}: {_mix(layer, names)}" for part, layer in parts.items()).replace(
+            "embed:", "embedding:"
+        )
+    found = seams(plan)
+    places = ", ".join(f"{i}|{i + 1}" for i in found[:8]) + (", ..." if len(found) > 8 else "")
+    return [*lines, told, f"seams: {len(found)}" + (f" ({places})" if found else "")]
+
+
+def _runs(plan: Plan) -> Iterator[tuple[int, int]]:
+    """(first, last) of the longest stretches that one line can tell: one transform, and no seam within."""
+    first, cuts = 0, set(seams(plan))
+    for i, (below, above) in enumerate(zip(plan.layers, plan.layers[1:], strict=False)):
+        alike = (below.transform, below.weights, below.named) == (above.transform, above.weights, above.named)
+        if i in cuts or not alike:
+            yield first, i
+            first = i + 1
+    yield first, len(plan.layers) - 1
+
+
+def _told(plan: Plan, first: int, last: int, names: Sequence[str]) -> str:
+    bottom, top = plan.layers[first], plan.layers[last]
+    spans = [_span(source, to) for (_, source), (_, to) in zip(bottom.sources, top.sources, strict=True)]
+    return _mix(bottom, names, spans)
+
+
+def _mix(layer: Layer, names: Sequence[str], spans: Sequence[str] = ()) -> str:
+    """`0-23 of base`, `SLERP of 3 of base (0.5) and 4 of base (0.5)`; without spans the parents' names alone."""
+    places = [f"{span} of " for span in spans] or [""] * len(layer.sources)
+    sources = [f"{place}{names[parent]}" for place, (parent, _) in zip(places, layer.sources, strict=True)]
+    if layer.transform == "copy":
+        return sources[0]
+    if layer.transform == "zero":
+        return f"inserted: a copy of {sources[0]} that adds nothing"
+    told = [f"{source} ({weight:g})" for source, weight in zip(sources, layer.weights, strict=True)]
+    other = "; other weights by tensor name" if layer.named else ""
+    return f"{'SLERP' if layer.transform == 'slerp' else 'sum'} of {' and '.join(told)}{other}"
+
+
+def _span(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"

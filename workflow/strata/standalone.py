@@ -1,0 +1,113 @@
+"""`strata merge FILE.yaml OUT`: a mergekit file built into a folder of its own, beside the workflow and its store."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from strata import config as schema
+from strata import experiment
+from strata.checkpoint import TOKENIZER, Checkpoint, copy_tokenizer, write_config
+from strata.errors import SourceError, UsageError
+from strata.foreign import open_model
+from strata.mergekit import plan_of, read_request
+from strata.modelfiles import find_model
+from strata.outline import outline
+from strata.plan import Plan
+from strata.restack import Draft, draft, write
+from strata.sources import FILES, fetch
+from strata.store import disk_errors
+
+PROVENANCE = "strata.json"
+
+
+def merge_file(file: Path, out: Path | None, root: Path, configs: Sequence[str]) -> str:
+    """Build what a mergekit file asks for into the new folder `out`. Returns its plan in words.
+
+    A model is a folder, or a name from the config's `sources:`, which is fetched into the store under `root`.
+
+    Raises:
+        ConfigError: the file is not one that Strata takes, or its ranges do not fit the models.
+        SourceError: a model that is not there or cannot be used.
+        CheckpointError: models that do not fit together. Nothing has been written then.
+        UsageError: `out` is there already.
+    """
+    request = read_request(file)
+    if out is not None and (out.is_symlink() or out.exists()):
+        raise UsageError("the output is there already", where=out, todo="name a new folder, or remove it")
+    names = request.file.names
+    models = {name: open_model(_locate(name, root, configs)) for name in names}
+    plan = plan_of(request, models)
+    if request.file.tokenizer_source:
+        _check_tokenizers(list(models.values()))
+    made = draft(plan, list(models.values()), request.dtype)
+    told = "\n".join([f"{len(plan.layers)} layers", *(f"  {line}" for line in outline(plan, names))])
+    if out is None:
+        return told
+    with disk_errors(out.parent):
+        rounding = _publish(out, made, plan, models)
+    changed = f"\nchange of dtype: largest relative error {rounding:.2g}" if rounding else ""
+    return f"{told}{changed}\nwritten to {out}"
+
+
+def _locate(name: str, root: Path, configs: Sequence[str]) -> Path:
+    """The config.json of a model: of a folder, or else of a source of the config."""
+    if (Path(name) / "config.json").is_file():
+        return Path(name) / "config.json"
+    sources: dict[str, experiment.Job] = {}
+    if all(Path(file).is_file() for file in configs):
+        config, document = schema.load(configs)
+        if name in config.sources:
+            sources[name] = experiment.fetch_job(config.sources[name], document, ("sources", name))
+    if name not in sources:
+        raise SourceError(
+            "no such model", where=name, expected="a folder with config.json, or a name in the config's `sources:`",
+            todo="models on a hub are declared in `sources:` and pinned with `strata pin`",
+        )  # fmt: skip
+    fetched = fetch(root, sources[name].recipe, sources[name].location)
+    model = find_model(fetched.path / FILES)
+    if model is None or model.suffix == ".gguf":
+        raise SourceError(
+            "not a model in safetensors", where=name, got=model or "no model",
+            todo="make a variant of it with `init`, and name its folder, results/variants/NAME",
+        )  # fmt: skip
+    return model
+
+
+def _check_tokenizers(models: Sequence[Checkpoint]) -> None:
+    """With one vocabulary, whichever tokenizer is asked for is the same; building a union is not done here."""
+    contents = {
+        tuple(
+            (model.path / name).read_bytes()
+            for name in ("tokenizer.json", "tokenizer.model")
+            if (model.path / name).is_file()
+        )
+        for model in models
+    }
+    if len(contents) > 1:
+        raise SourceError(
+            "the models' tokenizers differ", where="tokenizer_source", expected="one tokenizer",
+            got=f"{len(contents)}: {', '.join(TOKENIZER[:2])} are not the same",
+            todo="leave `tokenizer_source` out: the tokenizer comes with the embedding",
+        )  # fmt: skip
+
+
+def _publish(out: Path, made: Draft, plan: Plan, models: dict[str, Checkpoint]) -> float:
+    """Write everything aside, then give it its name. Returns the largest relative error of a change of dtype."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    scratch.mkdir()
+    try:
+        _, rounding = write(scratch, made, "merge", stored=False)
+        write_config(scratch, made.config, made.shards)
+        copy_tokenizer(list(models.values())[plan.embed_from.sources[0][0]], scratch)
+        provenance = {"plan": plan.to_json(), "models": list(models)}
+        (scratch / PROVENANCE).write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
+        scratch.rename(out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return rounding
