@@ -54,21 +54,26 @@ def mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+def store_model(root: Path, folder: Path, architecture: str | None = None) -> Any:
+    """Fetch and init a saved model into a store; returns its object."""
+    from strata.initialize import initialize
+    from strata.recipe import Recipe
+    from strata.shapes import shape_of
+    from strata.sources import fetch
+
+    shape = shape_of(folder)
+    assert shape is not None
+    source = fetch(root, Recipe("fetch", {"sha256": tree_sha256(folder)}), str(folder))
+    parameters = {"architecture": architecture or shape["family"], "shape": shape}
+    return initialize(root, Recipe("init", parameters, (), (source.id,)))
+
+
 @pytest.fixture
 def base_of(tmp_path: Path) -> Callable[..., Any]:
     """Fetch and init a saved model into `tmp_path/results`; returns its object."""
 
     def build(folder: Path, architecture: str | None = None) -> Any:
-        from strata.initialize import initialize
-        from strata.recipe import Recipe
-        from strata.shapes import shape_of
-        from strata.sources import fetch
-
-        root, shape = tmp_path / "results", shape_of(folder)
-        assert shape is not None
-        source = fetch(root, Recipe("fetch", {"sha256": tree_sha256(folder)}), str(folder))
-        parameters = {"architecture": architecture or shape["family"], "shape": shape}
-        return initialize(root, Recipe("init", parameters, (), (source.id,)))
+        return store_model(tmp_path / "results", folder, architecture)
 
     return build
 

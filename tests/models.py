@@ -41,7 +41,7 @@ def build(family: str, **changes: Any) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    torch.manual_seed(7)
+    torch.manual_seed(changes.pop("seed", 7))
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**SMALL[family], **changes}))
     with torch.no_grad():
         for parameter in model.parameters():
