@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import struct
@@ -84,11 +85,13 @@ def test_what_we_write_the_library_reads(specs: dict[str, tuple[str, list[int]]]
 
     header = plan_header((name, dtype, tuple(shape)) for name, (dtype, shape) in specs.items())
     again = plan_header((name, dtype, tuple(shape)) for name, (dtype, shape) in reversed(specs.items()))
-    assert header.raw == again.raw
-    assert len(header.raw) % tensors.ALIGNMENT == 0
+    raw = tensors.encode_header(header)
+    assert header == again
+    assert len(raw) == header.length and len(raw) % tensors.ALIGNMENT == 0
+    assert header.sha256 == hashlib.sha256(raw).hexdigest()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "x.safetensors")
-        file.write_bytes(header.raw + b"\0" * (header.size - len(header.raw)))
+        file.write_bytes(raw + b"\0" * (header.size - len(raw)))
         assert read_header(file) == header
         with safe_open(file, "pt") as opened:
             assert set(opened.keys()) == set(specs)

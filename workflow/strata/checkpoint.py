@@ -6,6 +6,7 @@ not part of it. `tensors.json` holds the tensor entries, so that a merge knows i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from strata.errors import CheckpointError
 from strata.plan import Plan, inserted, seams
 from strata.recipe import canonical, digest
 from strata.store import Built, Object, file_sha256
-from strata.tensors import Header, Tensor, plan_header, read_header
+from strata.tensors import Header, Tensor, encode_header, plan_header, read_header
 
 CONFIG, INDEX, TENSORS = "config.json", "model.safetensors.index.json", "tensors.json"
 TOKENIZER = (
@@ -65,31 +66,26 @@ def open_checkpoint(found: Object) -> Checkpoint:
     """
     path = found.path
     config = json.loads((path / CONFIG).read_bytes())
-    entries = {
-        name: (dtype, tuple(shape), sha) for name, dtype, shape, sha in json.loads((path / TENSORS).read_bytes())
-    }
     headers = {
         name: read_header(path / name) for name in sorted(found.manifest["files"]) if name.endswith(".safetensors")
     }
-    tensors = {
-        tensor.name: Stored(shard, tensor, entries.get(tensor.name, ("", (), ""))[2])
-        for shard, header in headers.items()
-        for tensor in header.tensors
-    }
-    stored = {name: (tensor.dtype, tensor.shape, sha) for name, (_, tensor, sha) in tensors.items()}
-    if stored != entries:
-        raise _differ("shards and tensors.json differ", path, entries, stored)
+    entries = {name: rest for name, *rest in json.loads((path / TENSORS).read_bytes())}
+    tensors: dict[str, Stored] = {}
+    wrong: list[str] = []
+    for shard, header in headers.items():
+        for tensor in header.tensors:
+            dtype, shape, sha256 = entries.pop(tensor.name, ("", [], ""))
+            tensors[tensor.name] = Stored(shard, tensor, sha256)
+            if (dtype, tuple(shape)) != (tensor.dtype, tensor.shape):
+                wrong.append(tensor.name)
+    if wrong or entries:
+        raise CheckpointError(
+            "shards and tensors.json differ",
+            where=path,
+            got=f"in {_some([*wrong, *entries])}",
+            todo="run `strata verify`",
+        )
     return Checkpoint(path, config, headers, tensors)
-
-
-def by_layer(parent: Checkpoint) -> list[dict[str, Stored]]:
-    """The tensors of each layer, by their names within it."""
-    layers: list[dict[str, Stored]] = [{} for _ in range(parent.layers)]
-    for name, stored in parent.tensors.items():
-        layer, suffix = families.split_name(name)
-        if layer is not None:
-            layers[layer][suffix] = stored
-    return layers
 
 
 def verify(found: Object) -> None:
@@ -129,7 +125,7 @@ def write_shard(file: Path, header: Header, write_data: Callable[[int], None]) -
     """Write a header, then let `write_data` fill in the data through the open file."""
     handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        os.write(handle, header.raw)
+        os.write(handle, encode_header(header))
         write_data(handle)
         written = os.fstat(handle).st_size
     finally:
@@ -151,23 +147,31 @@ def finish(
     Raises:
         CheckpointError: the tensors are not exactly those that the config asks for, or differ in dtype.
     """
-    tensors = {tensor.name: tensor for header in shards.values() for tensor in header.tensors}
     stable = write_config(folder, config, shards)
-    entries = [[name, tensor.dtype, list(tensor.shape), sha256[name]] for name, tensor in sorted(tensors.items())]
-    lines = ",\n".join(canonical(entry) for entry in entries)
-    (folder / TENSORS).write_text(f"[\n{lines}\n]\n")
+    tensors = sorted(
+        (tensor for header in shards.values() for tensor in header.tensors), key=lambda tensor: tensor.name
+    )
+    # Written and hashed entry by entry: as one text, those of 20,000 tensors would take more memory than all the rest.
+    hasher = hashlib.sha256(f'{{"config":{canonical(stable)},"tensors":['.encode())
+    with (folder / TENSORS).open("w") as stream:
+        for number, tensor in enumerate(tensors):
+            entry = canonical([tensor.name, tensor.dtype, list(tensor.shape), sha256[tensor.name]])
+            stream.write(f"{',' if number else '['}\n{entry}")
+            hasher.update(f"{',' if number else ''}{entry}".encode())
+        stream.write("\n]\n")
     tokenizer = {name: file_sha256(folder / name) for name in TOKENIZER if (folder / name).is_file()}
+    hasher.update(f'],"tokenizer":{canonical(tokenizer)}}}'.encode())
     return Built(
         files={
-            shard: {"size": header.size, "header_size": len(header.raw), "header_sha256": header.sha256}
+            shard: {"size": header.size, "header_size": header.length, "header_sha256": header.sha256}
             for shard, header in shards.items()
         },
-        digest=digest(canonical({"config": stable, "tokenizer": tokenizer, "tensors": entries})),
+        digest=hasher.hexdigest(),
         facts={
             "family": config["model_type"],
             "layers": len(plan.layers),
-            "parameters": sum(math.prod(tensor.shape) for tensor in tensors.values()),
-            "bytes": sum(tensor.size for tensor in tensors.values()),
+            "parameters": sum(math.prod(tensor.shape) for tensor in tensors),
+            "bytes": sum(tensor.size for tensor in tensors),
             "dtype": stable["dtype"],
             "plan": plan.to_json(),
             "seams": list(seams(plan)),
@@ -183,14 +187,15 @@ def write_config(folder: Path, config: Mapping[str, Any], shards: Mapping[str, H
     Raises:
         CheckpointError: the tensors are not exactly those that the config asks for, or differ in dtype.
     """
-    tensors = {tensor.name: (shard, tensor) for shard, header in shards.items() for tensor in header.tensors}
-    check_exact(config, {name: (tensor.dtype, tensor.shape) for name, (_, tensor) in tensors.items()}, folder)
-    dtype = DTYPES[next(iter(tensors.values()))[1].dtype]
-    stable = {key: value for key, value in config.items() if key not in _VOLATILE} | {"dtype": dtype}
-    size = sum(tensor.size for _, tensor in tensors.values())
-    weight_map = {name: shard for name, (shard, _) in sorted(tensors.items())}
-    for name, value in ((CONFIG, stable), (INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})):
-        (folder / name).write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    tensors = [tensor for header in shards.values() for tensor in header.tensors]
+    check_exact(config, {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors}, folder)
+    stable = {key: value for key, value in config.items() if key not in _VOLATILE} | {"dtype": DTYPES[tensors[0].dtype]}
+    weight_map = {tensor.name: shard for shard, header in shards.items() for tensor in header.tensors}
+    index = {"metadata": {"total_size": sum(tensor.size for tensor in tensors)}, "weight_map": weight_map}
+    for name, value in ((CONFIG, stable), (INDEX, index)):
+        with (folder / name).open("w") as stream:
+            json.dump(value, stream, indent=2, sort_keys=True, allow_nan=False)
+            stream.write("\n")
     return stable
 
 
@@ -199,7 +204,6 @@ def check_exact(config: Mapping[str, Any], tensors: Mapping[str, Spec], where: P
 
     transformers loads a checkpoint that lacks layers, or has too many, without an error; so this is ours to do.
     """
-    expected = families.expected_tensors(config)
     layers = len({families.split_name(name)[0] for name in tensors} - {None})
     if layers != families.depth(config):
         raise CheckpointError(
@@ -208,8 +212,15 @@ def check_exact(config: Mapping[str, Any], tensors: Mapping[str, Spec], where: P
             expected=families.depth(config),
             got=f"{layers} layers of tensors",
         )
-    shapes = {name: shape for name, (_, shape) in tensors.items()}
-    if shapes != expected:
+    count = 0
+    for name, shape in families.each_tensor(config):
+        count += 1
+        if name not in tensors or tensors[name][1] != shape:
+            count = -1
+            break
+    if count != len(tensors):
+        shapes = {name: shape for name, (_, shape) in tensors.items()}
+        expected = families.expected_tensors(config)
         raise _differ("the tensors are not those that the config asks for", where, expected, shapes)
     dtypes = {dtype for dtype, _ in tensors.values()}
     if len(dtypes) != 1 or not dtypes <= set(DTYPES):
@@ -221,13 +232,14 @@ def check_exact(config: Mapping[str, Any], tensors: Mapping[str, Spec], where: P
         )
 
 
-def _differ(what: str, where: Path, expected: Mapping[str, Any], got: Mapping[str, Any]) -> CheckpointError:
-    def some(names: Iterable[str]) -> str:
-        listed = sorted(names)
-        return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
+def _some(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
 
+
+def _differ(what: str, where: Path, expected: Mapping[str, Any], got: Mapping[str, Any]) -> CheckpointError:
     missing, extra = expected.keys() - got.keys(), got.keys() - expected.keys()
     wrong = [name for name in expected.keys() & got.keys() if expected[name] != got[name]]
-    found = [f"missing {some(missing)}"] * bool(missing) + [f"not expected {some(extra)}"] * bool(extra)
+    found = [f"missing {_some(missing)}"] * bool(missing) + [f"not expected {_some(extra)}"] * bool(extra)
     found += [f"{name} is {got[name]}, not {expected[name]}" for name in sorted(wrong)[:5]]
     return CheckpointError(what, where=where, got="; ".join(found))

@@ -258,21 +258,27 @@ def expected_tensors(config: Config) -> dict[str, Shape]:
     Raises:
         CheckpointError: the family is unknown, the config lacks a size, or it asks for what no table here has.
     """
+    return dict(each_tensor(config))
+
+
+def each_tensor(config: Config) -> Iterator[tuple[str, Shape]]:
+    """`expected_tensors` one by one, for where a second table of 20,000 names would be too much memory."""
     family, sizes = family_of(config), _dimensions(config)
     for key in _UNKNOWN_PARTS:
         if config.get(key):
             raise CheckpointError("the model has parts that Strata does not know", where=f"config.json, {key}")
-    tensors: dict[str, Shape] = {name: (sizes["hidden"],) for name in family.norm}
+    for name in family.norm:
+        yield name, (sizes["hidden"],)
     for name, rows in zip(family.embed, ("vocab", "positions"), strict=False):
-        tensors[name] = (sizes[rows], sizes["hidden"])
+        yield name, (sizes[rows], sizes["hidden"])
     if not tied(config):
-        tensors[family.head] = (sizes["vocab"], sizes["hidden"])
+        yield family.head, (sizes["vocab"], sizes["hidden"])
     common = [family.tensors, *(extra for key, extra in family.optional.items() if config.get(key))]
     kinds = [dict(_expand([*common, mlp], sizes)) for mlp in (family.dense, family.sparse)]
     for layer, sparse in enumerate(sparse_layers(config)):
         prefix = layer_name(family, layer, "")
-        tensors.update({prefix + suffix: shape for suffix, shape in kinds[sparse].items()})
-    return tensors
+        for suffix, shape in kinds[sparse].items():
+            yield prefix + suffix, shape
 
 
 def _expand(tables: Sequence[Tensors], sizes: Mapping[str, int]) -> Iterator[tuple[str, Shape]]:

@@ -7,6 +7,7 @@ the slice's layers; a `filter` is a part of a tensor's name. Unlike there, two l
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Tag
 
 from strata import families
-from strata.checkpoint import Checkpoint, by_layer
+from strata.checkpoint import Checkpoint
 from strata.document import Document, Key, read
 from strata.errors import PlanError
 from strata.plan import MAX_LAYERS, OUTSIDE, Layer, Plan, copy
@@ -130,7 +131,7 @@ def _plan(file: MergeFile, models: Mapping[str, Checkpoint]) -> Plan:
         (("slices", number), part) for number, part in enumerate(file.slices or ())
     ]
     slices = slices or [_whole(file, models)]
-    within = {name: by_layer(model) for name, model in models.items()}
+    within = {name: _suffixes(model) for name, model in models.items()}
     layers: list[Layer] = []
     for key, part in slices:
         count = _check(file, key, part, models)
@@ -139,7 +140,7 @@ def _plan(file: MergeFile, models: Mapping[str, Checkpoint]) -> Plan:
         mix = _Mix(file, key, part, families.family_of(models[file.names[0]].config))
         for step in range(count):
             numbers = [source.layer_range[0] + step for source in mix.sources]
-            tensors = list(within[mix.sources[0].model][numbers[0]])
+            tensors = within[mix.sources[0].model][numbers[0]]
             layers.append(mix.layer(numbers, len(layers), tensors, step / (count - 1) if count > 1 else 1.0))
     outside = []
     for kind, (key, part) in zip(("embed", "norm", "head"), (slices[0], slices[-1], slices[-1]), strict=True):
@@ -258,3 +259,13 @@ def _value(setting: Any, tensor: str, height: float) -> float | None:
 
 def _is_filtered(setting: Any) -> bool:
     return isinstance(setting[0] if isinstance(setting, list) else setting, Conditional)
+
+
+def _suffixes(model: Checkpoint) -> list[list[str]]:
+    """The names within each layer."""
+    layers: list[list[str]] = [[] for _ in range(model.layers)]
+    for name in model.tensors:
+        layer, suffix = families.split_name(name)
+        if layer is not None:
+            layers[layer].append(sys.intern(suffix))
+    return layers

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from strata import families
-from strata.checkpoint import DTYPES, Checkpoint, Spec, Stored, by_layer, check_exact, plan_shards, write_shard
+from strata.checkpoint import DTYPES, Checkpoint, Spec, Stored, plan_shards, write_shard
 from strata.errors import CheckpointError
 from strata.foreign import understood_config
 from strata.plan import Layer, Plan
@@ -27,6 +28,7 @@ from strata.relayer import LISTS, relayered
 from strata.tensors import Header, Tensor, copy_range
 
 _CHUNK = 1 << 22  # bytes written at a time
+_BATCH = 16  # shards of one job of the pool
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 # What parents may differ in: how a model is told apart, trained and decoded, not what its layers compute.
 _FREE = {
@@ -48,11 +50,12 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Draft:
-    """A checkpoint that can be written: its config, its files, and what each tensor is made of."""
+    """A checkpoint that can be written: its plan, the opened parents, its config and its files."""
 
+    plan: Plan
+    parents: Sequence[Checkpoint]
     config: dict[str, Any]
     shards: dict[str, Header]
-    parts: dict[str, Part]
 
 
 def draft(plan: Plan, parents: Sequence[Checkpoint], dtype: str | None = None) -> Draft:
@@ -66,17 +69,31 @@ def draft(plan: Plan, parents: Sequence[Checkpoint], dtype: str | None = None) -
     _check_alike(parents, lender)
     places = [(parent + 1, layer) for parent, layer in (layer.sources[0] for layer in plan.layers)]
     config = relayered([parents[lender].config, *(parent.config for parent in parents)], places)
-    parts = dict(_parts(plan, parents))
     code = next((code for code, name in DTYPES.items() if name == dtype), None)
-    specs: dict[str, Spec] = {}
-    for name, part in parts.items():
-        tensor = part.sources[0][1].tensor
-        specs[name] = (code or tensor.dtype, tensor.shape)
-        if part.transform == "copy" and code not in (None, tensor.dtype):
-            parts[name] = part._replace(transform="linear")
+    family, specs = families.family_of(config), {}
+    for name, shape in families.each_tensor(config):
+        found = _sources(plan, parents, family, name)
+        shapes = [stored.tensor.shape if stored else None for _, stored in found]
+        if set(shapes) != {shape}:
+            raise CheckpointError("a tensor does not fit", where=name, expected=shape, got=", ".join(map(str, shapes)))
+        specs[name] = (code or found[0][1].tensor.dtype, shape) if found[0][1] else ("", shape)
     _check_dtypes(specs)
-    check_exact(config, specs, parents[lender].path)
-    return Draft(config, plan_shards(specs, config), parts)
+    _check_whole(plan, parents, specs)
+    return Draft(plan, parents, config, plan_shards(specs, config))
+
+
+def part_of(made: Draft, tensor: Tensor) -> Part:
+    """What a tensor of a draft is made of. Found when it is written: all at once would fill the memory."""
+    layer = _layer_of(made.plan, families.family_of(made.config), tensor.name)
+    sources = _sources(made.plan, made.parents, families.family_of(made.config), tensor.name)
+    found = tuple((parent, stored) for parent, stored in sources if stored)
+    if layer.transform == "zero":
+        value = families.silenced(found[0][0].config, layer.sources[0][1], families.split_name(tensor.name)[1])
+        if value is not None:
+            return Part("fill", found, (value,))
+    if layer.transform in ("copy", "zero"):
+        return Part("copy" if found[0][1].tensor.dtype == tensor.dtype else "linear", found)
+    return Part(layer.transform, found, layer.weights_of(tensor.name))
 
 
 def write(folder: Path, made: Draft, label: str, stored: bool = True) -> tuple[dict[str, str], float]:
@@ -84,58 +101,48 @@ def write(folder: Path, made: Draft, label: str, stored: bool = True) -> tuple[d
 
     Args:
         stored: the parents are objects of the store, which never change: link to their files, and find the sha256 of
-            what is not copied. Otherwise nothing is linked, and each sha256 is "".
+            what is not copied. Otherwise nothing is linked, and no sha256 is returned.
 
     Raises:
         CheckpointError: a sum that is not finite in the output's dtype.
     """
-    sha256 = {name: part.sources[0][1].sha256 for name, part in made.parts.items() if part.transform == "copy"}
+    sha256: dict[str, str] = {}
     rounding = 0.0
+    files = list(made.shards)
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
-        jobs = [pool.submit(_write, folder / file, header, made.parts, stored) for file, header in made.shards.items()]
-        with bar(label, len(jobs), "shard") as progress:
+        jobs = [
+            pool.submit(_write_some, folder, files[start : start + _BATCH], made, stored)
+            for start in range(0, len(files), _BATCH)
+        ]
+        with bar(label, len(files), "shard") as progress:
             for job in jobs:
                 found, error = job.result()
                 sha256.update(found)
                 rounding = max(rounding, error)
-                progress.update()
+                progress.update(_BATCH)
     finally:
         pool.shutdown(cancel_futures=True)  # after an error the rest would only fill the disk
     return sha256, rounding
 
 
-def _parts(plan: Plan, parents: Sequence[Checkpoint]) -> Iterator[tuple[str, Part]]:
-    """Every output tensor, with what it is made of."""
-    family, inner = families.family_of(parents[0].config), [by_layer(parent) for parent in parents]
-    for number, layer in enumerate(plan.layers):
-        (parent, source), lenders = layer.sources[0], [parents[parent] for parent, _ in layer.sources]
-        for suffix in inner[parent][source]:
-            name = families.layer_name(family, number, suffix)
-            stored = [inner[parent][source].get(suffix) for parent, source in layer.sources]
-            value = families.silenced(lenders[0].config, source, suffix) if layer.transform == "zero" else None
-            yield name, _part(name, layer, lenders, stored, value)
-    for kind, layer in plan.outside.items():
-        lenders = [parents[parent] for parent, _ in layer.sources]
-        for name in (name for name in lenders[0].tensors if families.part_of(family, name) == kind):
-            yield name, _part(name, layer, lenders, [parent.tensors.get(name) for parent in lenders], None)
+def _layer_of(plan: Plan, family: families.Family, name: str) -> Layer:
+    number, _ = families.split_name(name)
+    return plan.outside[families.part_of(family, name) or ""] if number is None else plan.layers[number]
 
 
-def _part(
-    name: str, layer: Layer, lenders: Sequence[Checkpoint], sources: Sequence[Stored | None], value: float | None
-) -> Part:
-    found = tuple((lender, stored) for lender, stored in zip(lenders, sources, strict=True) if stored)
-    shapes = {stored.tensor.shape for _, stored in found}
-    if len(found) != len(sources) or len(shapes) != 1:
-        raise CheckpointError(
-            "the sources of a tensor differ in shape, or one lacks it",
-            where=name,
-            expected="one shape",
-            got=", ".join(str(stored.tensor.shape) if stored else "nothing" for stored in sources),
+def _sources(
+    plan: Plan, parents: Sequence[Checkpoint], family: families.Family, name: str
+) -> list[tuple[Checkpoint, Stored | None]]:
+    """The parents' tensors that go into an output tensor; None for one that is not there."""
+    number, suffix = families.split_name(name)
+    return [
+        (
+            parents[parent],
+            parents[parent].tensors.get(name if number is None else families.layer_name(family, layer, suffix)),
         )
-    if value is not None:
-        return Part("fill", found, (value,))
-    return Part("copy", found) if layer.transform == "zero" else Part(layer.transform, found, layer.weights_of(name))
+        for parent, layer in _layer_of(plan, family, name).sources
+    ]
 
 
 def _check_alike(parents: Sequence[Checkpoint], lender: int) -> None:
@@ -164,36 +171,55 @@ def _check_alike(parents: Sequence[Checkpoint], lender: int) -> None:
 
 def _check_dtypes(specs: Mapping[str, Spec]) -> None:
     by_dtype = {dtype: name for name, (dtype, _) in specs.items()}
-    if len(by_dtype) > 1:
+    if len(by_dtype) > 1 or not by_dtype.keys() <= DTYPES.keys():
         raise CheckpointError(
-            "the tensors have several dtypes",
-            expected="one",
+            "the tensors are of several dtypes, or of one that cannot be used",
+            expected=f"one of {', '.join(DTYPES)}",
             got=", ".join(f"{dtype} ({name})" for dtype, name in sorted(by_dtype.items())),
             todo="say which the result shall have: `dtype: bfloat16`",
         )
 
 
-def _write(file: Path, header: Header, parts: Mapping[str, Part], stored: bool) -> tuple[dict[str, str], float]:
-    if stored and _link(file, header, parts):
-        return {}, 0.0
+def _check_whole(plan: Plan, parents: Sequence[Checkpoint], specs: Mapping[str, Spec]) -> None:
+    """Raise CheckpointError when a layer has more in a source than in the result: nothing may be dropped."""
+    counts = [Counter(families.split_name(name)[0] for name in parent.tensors) for parent in parents]
+    made = Counter(families.split_name(name)[0] for name in specs)
+    for number, layer in enumerate(plan.layers):
+        for parent, source in layer.sources:
+            if counts[parent][source] != made[number]:
+                raise CheckpointError(
+                    "a layer is of another kind than the one it is mixed with", where=f"output layer {number}",
+                    expected=f"{made[number]} tensors",
+                    got=f"{counts[parent][source]} in layer {source} of {parents[parent].path}",
+                )  # fmt: skip
+
+
+def _write_some(folder: Path, files: Sequence[str], made: Draft, stored: bool) -> tuple[dict[str, str], float]:
     sha256: dict[str, str] = {}
     errors = [0.0]
-    write_shard(file, header, partial(_fill, header=header, parts=parts, hashing=stored, sha256=sha256, errors=errors))
+    for file in files:
+        header = made.shards[file]
+        parts = {tensor.name: part_of(made, tensor) for tensor in header.tensors}
+        if stored:
+            sha256 |= {name: part.sources[0][1].sha256 for name, part in parts.items() if part.transform == "copy"}
+            if _link(folder / file, header, parts):
+                continue
+        fill = partial(_fill, header=header, parts=parts, sha256=sha256 if stored else None, errors=errors)
+        write_shard(folder / file, header, fill)
     return sha256, max(errors)
 
 
 def _link(file: Path, header: Header, parts: Mapping[str, Part]) -> bool:
     """Hard-link a parent's file that has the same bytes. False where there is none, or no link can be made."""
-    parent, stored = parts[header.tensors[0].name].sources[0]
-    same = parent.headers[stored.file].raw == header.raw and all(
-        part.transform == "copy" and part.sources[0][0] is parent and part.sources[0][1].tensor == tensor
-        and part.sources[0][1].file == stored.file
+    parent, shard = parts[header.tensors[0].name].sources[0][0], parts[header.tensors[0].name].sources[0][1].file
+    same = parent.headers[shard].sha256 == header.sha256 and all(
+        (part.transform, *part.sources) == ("copy", (parent, Stored(shard, tensor, part.sources[0][1].sha256)))
         for tensor, part in ((tensor, parts[tensor.name]) for tensor in header.tensors)
-    )  # fmt: skip
+    )
     if not same:
         return False
     try:
-        os.link(parent.path / stored.file, file)
+        os.link(parent.path / shard, file)
     except OSError as error:
         if error.errno not in _NO_LINK:
             raise
@@ -202,7 +228,7 @@ def _link(file: Path, header: Header, parts: Mapping[str, Part]) -> bool:
 
 
 def _fill(
-    handle: int, header: Header, parts: Mapping[str, Part], hashing: bool, sha256: dict[str, str], errors: list[float]
+    handle: int, header: Header, parts: Mapping[str, Part], sha256: dict[str, str] | None, errors: list[float]
 ) -> None:
     """Write the data of one shard: copied ranges first, then what is made."""
     for file, begin, end, offset in _ranges(header, parts):
@@ -212,16 +238,16 @@ def _fill(
         part = parts[tensor.name]
         if part.transform == "copy":
             continue
-        hasher = hashlib.sha256()
-        offset = tensor.begin
+        hasher, offset = hashlib.sha256(), tensor.begin
         for chunk in _constant(part, tensor) if part.transform == "fill" else _computed(part, tensor, errors):
-            if hashing:
+            if sha256 is not None:
                 hasher.update(chunk)
             view = memoryview(chunk)
             while view:
                 written = os.pwrite(handle, view, offset)
                 view, offset = view[written:], offset + written
-        sha256[tensor.name] = hasher.hexdigest() if hashing else ""
+        if sha256 is not None:
+            sha256[tensor.name] = hasher.hexdigest()
 
 
 def _ranges(header: Header, parts: Mapping[str, Part]) -> list[tuple[Path, int, int, int]]:

@@ -9,8 +9,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from strata import config as schema
-from strata import experiment
 from strata.checkpoint import TOKENIZER, Checkpoint, copy_tokenizer, write_config
 from strata.errors import SourceError, UsageError
 from strata.foreign import open_model
@@ -19,7 +17,6 @@ from strata.modelfiles import find_model
 from strata.outline import outline
 from strata.plan import Plan
 from strata.restack import Draft, draft, write
-from strata.sources import FILES, fetch
 from strata.store import disk_errors
 
 PROVENANCE = "strata.json"
@@ -58,6 +55,10 @@ def _locate(name: str, root: Path, configs: Sequence[str]) -> Path:
     """The config.json of a model: of a folder, or else of a source of the config."""
     if (Path(name) / "config.json").is_file():
         return Path(name) / "config.json"
+    from strata import config as schema  # not needed, and 10 MB of it, where all models are folders
+    from strata import experiment
+    from strata.sources import FILES, fetch
+
     sources: dict[str, experiment.Job] = {}
     if all(Path(file).is_file() for file in configs):
         config, document = schema.load(configs)

@@ -14,8 +14,10 @@ import math
 import os
 import re
 import struct
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.E
 _CHUNK = 8 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """One tensor of a file: bytes [begin, end) counted from the start of the file."""
 
@@ -49,17 +51,17 @@ class Tensor:
         return self.end - self.begin
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Header:
-    """A parsed or planned header: `raw` is the file's first bytes, up to the data; `size` that of the whole file."""
+    """A parsed or planned header: its tensors in order, the bytes before their data, the bytes of the whole file.
 
-    raw: bytes
+    `sha256` is that of the bytes before the data. They are not kept: a model of 20,000 tensors has megabytes of them.
+    """
+
     tensors: tuple[Tensor, ...]
+    length: int
     size: int
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.raw).hexdigest()
+    sha256: str
 
 
 def read_header(file: Path) -> Header:
@@ -89,22 +91,34 @@ def read_header(file: Path) -> Header:
         position = tensor.end
     if position != size:
         raise _bad(file, "the file's size", f"{position} bytes, as the header says", size)
-    return Header(raw, tuple(tensors), size)
+    return Header(tuple(tensors), len(raw), size, hashlib.sha256(raw).hexdigest())
 
 
 def plan_header(specs: Iterable[tuple[str, str, tuple[int, ...]]]) -> Header:
     """The header of a file that holds these (name, dtype, shape): widest dtype first, then by name, as the library."""
-    begin, table, tensors = 0, {}, []
+    end, tensors = 0, []
     for name, dtype, shape in sorted(specs, key=lambda spec: (-BITS[spec[1]], spec[0])):
-        end = begin + BITS[dtype] // 8 * math.prod(shape)
-        table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+        begin, end = end, end + BITS[dtype] // 8 * math.prod(shape)
         tensors.append(Tensor(name, dtype, shape, begin, end))
-        begin = end
+    raw = _encode(tensors, 0)
+    shifted = tuple(Tensor(t.name, t.dtype, t.shape, t.begin + len(raw), t.end + len(raw)) for t in tensors)
+    return Header(shifted, len(raw), len(raw) + end, hashlib.sha256(raw).hexdigest())
+
+
+def encode_header(header: Header) -> bytes:
+    """The bytes before the data of a planned header. Its one metadata key stands first, as the library has it."""
+    return _encode(header.tensors, header.length)
+
+
+def _encode(tensors: Iterable[Tensor], data: int) -> bytes:
+    """A header, padded; offsets are told from byte `data` of the file."""
+    table = {
+        t.name: {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": [t.begin - data, t.end - data]}
+        for t in tensors
+    }
     text = json.dumps({"__metadata__": {"format": "pt"}, **table}, separators=(",", ":")).encode()
     length = -(len(text) + 8) % ALIGNMENT + len(text)
-    raw = struct.pack("<Q", length) + text.ljust(length)
-    shifted = tuple(Tensor(t.name, t.dtype, t.shape, t.begin + len(raw), t.end + len(raw)) for t in tensors)
-    return Header(raw, shifted, len(raw) + begin)
+    return struct.pack("<Q", length) + text.ljust(length)
 
 
 def copy_range(source: int, begin: int, end: int, target: int, offset: int) -> None:
@@ -158,7 +172,13 @@ def _tensor(name: str, item: Any, start: int, file: Path) -> Tensor:
     size = BITS[dtype] // 8 * math.prod(shape)
     if end - begin != size:
         raise _bad(file, where, f"{size} bytes for {dtype} {shape}", end - begin)
-    return Tensor(name, dtype, tuple(shape), start + begin, start + end)
+    return Tensor(name, sys.intern(dtype), _shape(*shape), start + begin, start + end)
+
+
+@cache
+def _shape(*shape: int) -> tuple[int, ...]:
+    """One object for each shape: a model has few shapes and many tensors."""
+    return shape
 
 
 def _bad(file: Path, what: str, expected: str, got: object) -> CheckpointError:
