@@ -43,7 +43,7 @@ def test_anything_else_is_named(tmp_path: Path, tensors: dict[str, Any], message
 
 
 def test_one_shard_for_each_layer() -> None:
-    shards = checkpoint.plan_shards(specs(), CONFIG)
+    shards = checkpoint.plan_shards(((name, *spec) for name, spec in specs().items()), CONFIG)
     assert list(shards) == [f"model-{n:05d}-of-00006.safetensors" for n in range(1, 7)]
     members = [{families.split_name(tensor.name)[0] for tensor in header.tensors} for header in shards.values()]
     assert members == [{None}, {0}, {1}, {2}, {3}, {None}]

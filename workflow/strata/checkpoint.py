@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from strata.errors import CheckpointError
 from strata.plan import Plan, inserted, seams
 from strata.recipe import canonical, digest
 from strata.store import Built, Object, file_sha256
-from strata.tensors import Header, Tensor, encode_header, plan_header, read_header
+from strata.tensors import Header, Spec, Tensor, encode_header, plan_header, read_header
 
 CONFIG, INDEX, TENSORS = "config.json", "model.safetensors.index.json", "tensors.json"
 TOKENIZER = (
@@ -32,8 +33,6 @@ CARRIED = (*TOKENIZER, "generation_config.json")
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 # Of a config.json: where and with what it was written, which says nothing of the model.
 _VOLATILE = {"_name_or_path", "_model_name_or_path", "transformers_version", "torch_dtype", "_from_model_config"}
-
-Spec = tuple[str, tuple[int, ...]]  # (dtype, shape)
 
 
 class Stored(NamedTuple):
@@ -103,15 +102,23 @@ def verify(found: Object) -> None:
             raise store.damaged(found.id, f"{opened.path / shard}, {name}", "sha256 of a tensor", expected, actual)
 
 
-def plan_shards(specs: Mapping[str, Spec], config: Mapping[str, Any]) -> dict[str, Header]:
-    """The headers of a canonical checkpoint's files: embedding, one shard for each layer, final norm and head."""
+def plan_shards(specs: Iterable[tuple[str, str, tuple[int, ...]]], config: Mapping[str, Any]) -> dict[str, Header]:
+    """The headers of a canonical checkpoint's files: embedding, one shard for each layer, final norm and head.
+
+    Args:
+        specs: (name, dtype, shape) of each tensor, those of one layer together.
+    """
     total, embed = families.depth(config) + 2, families.family_of(config).embed
-    members: dict[int, list[tuple[str, str, tuple[int, ...]]]] = {}
-    for name, (dtype, shape) in specs.items():
-        layer, _ = families.split_name(name)
-        number = layer + 2 if layer is not None else 1 if name in embed else total
-        members.setdefault(number, []).append((name, dtype, shape))
-    return {f"model-{n:05d}-of-{total:05d}.safetensors": plan_header(members[n]) for n in sorted(members)}
+    shards: dict[int, Header] = {}
+    outside: dict[int, list[tuple[str, str, tuple[int, ...]]]] = {1: [], total: []}
+    for layer, members in groupby(specs, lambda spec: families.split_name(spec[0])[0]):
+        if layer is None:
+            for spec in members:
+                outside[1 if spec[0] in embed else total].append(spec)
+        else:
+            shards[layer + 2] = plan_header(members)
+    shards |= {number: plan_header(members) for number, members in outside.items()}
+    return {f"model-{n:05d}-of-{total:05d}.safetensors": shards[n] for n in sorted(shards)}
 
 
 def copy_tokenizer(lender: Checkpoint, folder: Path) -> None:
@@ -188,13 +195,13 @@ def write_config(folder: Path, config: Mapping[str, Any], shards: Mapping[str, H
         CheckpointError: the tensors are not exactly those that the config asks for, or differ in dtype.
     """
     tensors = [tensor for header in shards.values() for tensor in header.tensors]
-    check_exact(config, {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors}, folder)
+    check_exact(config, {tensor.name: tensor.spec for tensor in tensors}, folder)
     stable = {key: value for key, value in config.items() if key not in _VOLATILE} | {"dtype": DTYPES[tensors[0].dtype]}
     weight_map = {tensor.name: shard for shard, header in shards.items() for tensor in header.tensors}
     index = {"metadata": {"total_size": sum(tensor.size for tensor in tensors)}, "weight_map": weight_map}
-    for name, value in ((CONFIG, stable), (INDEX, index)):
+    for name, value in ((CONFIG, dict(sorted(stable.items()))), (INDEX, index)):
         with (folder / name).open("w") as stream:
-            json.dump(value, stream, indent=2, sort_keys=True, allow_nan=False)
+            json.dump(value, stream, indent=2, allow_nan=False)
             stream.write("\n")
     return stable
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import subprocess
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"error: {error.strerror}\n  where:    {error.filename}\n  do:       see that this path can be used")
         return SpaceError.exit_code
     except Exception as error:
+        import traceback
+
         traceback.print_exc()
         _say(f"error: unexpected {type(error).__name__}: {error}\n  do:       report it, with the log")
         return 1
@@ -219,6 +219,8 @@ def _redo(options: argparse.Namespace) -> None:
 
 def _run_to_its_end(command: list[str]) -> int:
     """Run a command; on Ctrl-C, which it gets too, wait until it has cleaned up."""
+    import subprocess
+
     process = subprocess.Popen(command)  # noqa: S603
     while True:
         try:

@@ -38,7 +38,7 @@ def open_model(file: Path) -> Checkpoint:
     family = families.family_of(config)
     if families.tied(config) and family.head in tensors and family.embed[0] in tensors:
         _check_tied(home, tensors.pop(family.head), tensors[family.embed[0]])
-    check_exact(config, {name: (stored.tensor.dtype, stored.tensor.shape) for name, stored in tensors.items()}, home)
+    check_exact(config, {name: stored.tensor.spec for name, stored in tensors.items()}, home)
     return Checkpoint(home, config, headers, tensors)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from strata import families, plan, store
-from strata.checkpoint import Spec, check_exact, copy_tokenizer, finish, plan_shards, write_shard
+from strata.checkpoint import check_exact, copy_tokenizer, finish, plan_shards, write_shard
 from strata.errors import CheckpointError, SourceError
 from strata.foreign import open_model
 from strata.modelfiles import check_tokenizer, find_model, open_gguf
@@ -21,7 +21,7 @@ from strata.recipe import Recipe, digest
 from strata.shapes import measure
 from strata.sources import FILES
 from strata.store import Built, Object
-from strata.tensors import Header, Tensor
+from strata.tensors import Header, Spec, Tensor
 
 Read = Callable[[], Any]  # the tensor's bytes, as anything with the buffer protocol
 
@@ -53,7 +53,8 @@ def _build(fetched: Object, folder: Path, parameters: Mapping[str, Any]) -> Buil
     check_exact(config, specs, source)
     if parameters["architecture"] == "llama":
         config = families.as_llama(config)
-    shards = plan_shards(specs, config)
+    by_layer = sorted(specs.items(), key=lambda item: -1 if (n := families.split_name(item[0])[0]) is None else n)
+    shards = plan_shards(((name, *spec) for name, spec in by_layer), config)
     sha256: dict[str, str] = {}
     with bar("init", len(shards), "shard") as progress:
         for file, header in shards.items():
@@ -78,7 +79,7 @@ def _read_safetensors(file: Path, folder: Path) -> tuple[dict[str, Any], dict[st
     check_tokenizer(model.path, families.size(model.config, "vocab_size"))
     copy_tokenizer(model, folder)
     return model.config, {
-        name: ((stored.tensor.dtype, stored.tensor.shape), _reader(model.path / stored.file, stored.tensor))
+        name: (stored.tensor.spec, _reader(model.path / stored.file, stored.tensor))
         for name, stored in model.tensors.items()
     }
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from strata import families
-from strata.checkpoint import DTYPES, Checkpoint, Spec, Stored, plan_shards, write_shard
+from strata.checkpoint import DTYPES, Checkpoint, Stored, plan_shards, write_shard
 from strata.errors import CheckpointError
 from strata.foreign import understood_config
 from strata.plan import Layer, Plan
@@ -69,17 +69,33 @@ def draft(plan: Plan, parents: Sequence[Checkpoint], dtype: str | None = None) -
     _check_alike(parents, lender)
     places = [(parent + 1, layer) for parent, layer in (layer.sources[0] for layer in plan.layers)]
     config = relayered([parents[lender].config, *(parent.config for parent in parents)], places)
-    code = next((code for code, name in DTYPES.items() if name == dtype), None)
-    family, specs = families.family_of(config), {}
+    shards = plan_shards(_specs(plan, parents, config, dtype), config)
+    _check_whole(plan, parents, shards)
+    return Draft(plan, parents, config, shards)
+
+
+def _specs(
+    plan: Plan, parents: Sequence[Checkpoint], config: dict[str, Any], dtype: str | None
+) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Name, dtype and shape of every output tensor, its sources checked."""
+    wanted = next((code for code, name in DTYPES.items() if name == dtype), None)
+    family = families.family_of(config)
+    seen: dict[str, str] = {}
     for name, shape in families.each_tensor(config):
         found = _sources(plan, parents, family, name)
         shapes = [stored.tensor.shape if stored else None for _, stored in found]
         if set(shapes) != {shape}:
             raise CheckpointError("a tensor does not fit", where=name, expected=shape, got=", ".join(map(str, shapes)))
-        specs[name] = (code or found[0][1].tensor.dtype, shape) if found[0][1] else ("", shape)
-    _check_dtypes(specs)
-    _check_whole(plan, parents, specs)
-    return Draft(plan, parents, config, plan_shards(specs, config))
+        code = wanted or next(stored.tensor.dtype for _, stored in found if stored)
+        seen.setdefault(code, name)
+        if len(seen) > 1 or code not in DTYPES:
+            raise CheckpointError(
+                "the tensors are of several dtypes, or of one that cannot be used",
+                expected=f"one of {', '.join(DTYPES)}",
+                got=", ".join(f"{code} ({name})" for code, name in seen.items()),
+                todo="say which the result shall have: `dtype: bfloat16`",
+            )
+        yield name, code, shape
 
 
 def part_of(made: Draft, tensor: Tensor) -> Part:
@@ -169,27 +185,16 @@ def _check_alike(parents: Sequence[Checkpoint], lender: int) -> None:
             )
 
 
-def _check_dtypes(specs: Mapping[str, Spec]) -> None:
-    by_dtype = {dtype: name for name, (dtype, _) in specs.items()}
-    if len(by_dtype) > 1 or not by_dtype.keys() <= DTYPES.keys():
-        raise CheckpointError(
-            "the tensors are of several dtypes, or of one that cannot be used",
-            expected=f"one of {', '.join(DTYPES)}",
-            got=", ".join(f"{dtype} ({name})" for dtype, name in sorted(by_dtype.items())),
-            todo="say which the result shall have: `dtype: bfloat16`",
-        )
-
-
-def _check_whole(plan: Plan, parents: Sequence[Checkpoint], specs: Mapping[str, Spec]) -> None:
+def _check_whole(plan: Plan, parents: Sequence[Checkpoint], shards: Mapping[str, Header]) -> None:
     """Raise CheckpointError when a layer has more in a source than in the result: nothing may be dropped."""
     counts = [Counter(families.split_name(name)[0] for name in parent.tensors) for parent in parents]
-    made = Counter(families.split_name(name)[0] for name in specs)
-    for number, layer in enumerate(plan.layers):
+    _, *layers, _ = (len(header.tensors) for header in shards.values())
+    for number, (layer, count) in enumerate(zip(plan.layers, layers, strict=True)):
         for parent, source in layer.sources:
-            if counts[parent][source] != made[number]:
+            if counts[parent][source] != count:
                 raise CheckpointError(
                     "a layer is of another kind than the one it is mixed with", where=f"output layer {number}",
-                    expected=f"{made[number]} tensors",
+                    expected=f"{count} tensors",
                     got=f"{counts[parent][source]} in layer {source} of {parents[parent].path}",
                 )  # fmt: skip
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from strata import families
-from strata.checkpoint import DTYPES, Spec
+from strata.checkpoint import DTYPES
 from strata.errors import SourceError
 from strata.foreign import open_model
 from strata.modelfiles import find_model, open_gguf
-from strata.tensors import BITS
+from strata.tensors import BITS, Spec
 
 
 def measure(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def shape_of(folder: Path) -> dict[str, Any] | None:
 
 def _of_safetensors(file: Path) -> dict[str, Any]:
     model = open_model(file)
-    return measure(model.config, {name: (t.tensor.dtype, t.tensor.shape) for name, t in model.tensors.items()})
+    return measure(model.config, {name: stored.tensor.spec for name, stored in model.tensors.items()})
 
 
 def _of_gguf(file: Path) -> dict[str, Any]:

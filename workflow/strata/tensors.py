@@ -36,19 +36,31 @@ _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.E
 _CHUNK = 8 << 20
 
 
+Spec = tuple[str, tuple[int, ...]]  # (dtype, shape)
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor of a file: bytes [begin, end) counted from the start of the file."""
+    """One tensor of a file. Its data begins at byte `begin` of the file."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     begin: int
-    end: int
+
+    @property
+    def spec(self) -> Spec:
+        """(dtype, shape), one object for all tensors that share them."""
+        return _spec(self.dtype, self.shape)
 
     @property
     def size(self) -> int:
-        return self.end - self.begin
+        """Bytes of data."""
+        return BITS[self.dtype] // 8 * math.prod(self.shape)
+
+    @property
+    def end(self) -> int:
+        return self.begin + self.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +89,17 @@ def read_header(file: Path) -> Header:
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= length <= min(MAX_HEADER, size - 8):
                 raise _bad(file, "the header's length", f"2 to {min(MAX_HEADER, max(size - 8, 0))} bytes", length)
-            raw = start + stream.read(length)
+            text = stream.read(length)
     except OSError as error:
         raise CheckpointError("cannot read the file", where=file, got=error.strerror) from None
-    table = _parse(raw[8:], file)
-    begin = len(raw)
-    tensors = [_tensor(name, item, begin, file) for name, item in table.items() if name != "__metadata__"]
+    sha256, begin = hashlib.sha256(start + text).hexdigest(), 8 + length
+    table = _parse(text, file)
+    del text
+    tensors = []
+    while table:  # entry by entry: the table of 20,000 tensors is larger than what is made of it
+        name, item = table.popitem()
+        tensors.append(_tensor(name, item, begin, file))
+    tensors.reverse()
     tensors.sort(key=lambda tensor: (tensor.begin, tensor.end))
     position = begin
     for tensor in tensors:
@@ -91,7 +108,7 @@ def read_header(file: Path) -> Header:
         position = tensor.end
     if position != size:
         raise _bad(file, "the file's size", f"{position} bytes, as the header says", size)
-    return Header(tuple(tensors), len(raw), size, hashlib.sha256(raw).hexdigest())
+    return Header(tuple(tensors), begin, size, sha256)
 
 
 def plan_header(specs: Iterable[tuple[str, str, tuple[int, ...]]]) -> Header:
@@ -99,9 +116,9 @@ def plan_header(specs: Iterable[tuple[str, str, tuple[int, ...]]]) -> Header:
     end, tensors = 0, []
     for name, dtype, shape in sorted(specs, key=lambda spec: (-BITS[spec[1]], spec[0])):
         begin, end = end, end + BITS[dtype] // 8 * math.prod(shape)
-        tensors.append(Tensor(name, dtype, shape, begin, end))
+        tensors.append(Tensor(name, dtype, shape, begin))
     raw = _encode(tensors, 0)
-    shifted = tuple(Tensor(t.name, t.dtype, t.shape, t.begin + len(raw), t.end + len(raw)) for t in tensors)
+    shifted = tuple(Tensor(t.name, t.dtype, t.shape, t.begin + len(raw)) for t in tensors)
     return Header(shifted, len(raw), len(raw) + end, hashlib.sha256(raw).hexdigest())
 
 
@@ -149,7 +166,7 @@ def _parse(text: bytes, file: Path) -> dict[str, Any]:
         table = jsonfile.parse(decoded)
     except ValueError as error:
         raise _bad(file, "the header", "a JSON object with unique keys", error) from None
-    metadata = table.get("__metadata__", {})
+    metadata = table.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _bad(file, "__metadata__", "text values", type(metadata).__name__)
     return table
@@ -172,7 +189,12 @@ def _tensor(name: str, item: Any, start: int, file: Path) -> Tensor:
     size = BITS[dtype] // 8 * math.prod(shape)
     if end - begin != size:
         raise _bad(file, where, f"{size} bytes for {dtype} {shape}", end - begin)
-    return Tensor(name, sys.intern(dtype), _shape(*shape), start + begin, start + end)
+    return Tensor(name, sys.intern(dtype), _shape(*shape), start + begin)
+
+
+@cache
+def _spec(dtype: str, shape: tuple[int, ...]) -> Spec:
+    return dtype, shape
 
 
 @cache
