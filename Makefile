@@ -37,7 +37,7 @@ peer: $(PEER)/installed  ## the environment of mergekit, to compare with
 test: $(VENV)/installed  ## the test suite, a few minutes on 2 cores
 	$(BIN)/python -m pytest
 
-test-slow: $(VENV)/installed  ## the slow proofs, on the real model
+test-slow: $(VENV)/installed $(PEER)/installed  ## the slow proofs, on the real model and against mergekit
 	$(BIN)/python -m pytest -m slow
 
 check: $(VENV)/installed  ## format, lint and types

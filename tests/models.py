@@ -70,3 +70,13 @@ def save_tokenizer(folder: Path) -> None:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
     ).save_pretrained(folder)
+
+
+def within_rounding(ours: Any, exact: Any) -> bool:
+    """Whether every element is the nearest of its dtype, or as near as a sum in float32 of numbers below 2 can tell."""
+    import torch
+
+    bits = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24}[ours.dtype]
+    _, exponent = torch.frexp(exact)
+    half = torch.ldexp(torch.ones_like(exact), (exponent - bits - 1).clamp(min=-25 if bits == 11 else -150))
+    return bool(((ours.double() - exact).abs() <= half + 2**-22).all())

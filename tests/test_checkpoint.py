@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from conftest import flip
 from models import SIZES
 from strata import checkpoint, families, store
 from strata.errors import CheckpointError, StoreError
+from strata.merge import merge
+from strata.recipe import Recipe
 
 CONFIG = {"model_type": "llama", **SIZES, "tie_word_embeddings": False}
 
@@ -57,6 +60,37 @@ def test_verify_names_the_tensor_whose_bytes_changed(llama: Path, base_of: Calla
     store.require(base.path.parents[1], base.id)  # cheap checks do not read weights
     with pytest.raises(StoreError, match=r"model\.layers\.1\."):
         checkpoint.verify(base)
+
+
+@pytest.mark.parametrize(
+    ("layer", "told"),
+    [(0, "of {base}, which is damaged too"), (5, "of {base}, which is whole")],
+    ids=["linked", "copied"],
+)
+def test_a_wrong_digest_of_a_copy_names_the_parent_that_it_came_from(
+    llama: Path, base_of: Callable[..., Any], layer: int, told: str
+) -> None:
+    base = base_of(llama)
+    made = merge(base.path.parents[1], Recipe("merge", {"method": "dus", "drop": 1}, (base.id,)))
+    shard = made.path / f"model-{layer + 2:05d}-of-00008.safetensors"
+    flip(shard, shard.stat().st_size - 1)
+    with pytest.raises(StoreError) as caught:
+        checkpoint.verify(made)
+    assert f"model.layers.{layer}." in str(caught.value)
+    source = {0: 0, 5: 3}[layer]
+    assert re.search(rf"copied from model\.layers\.{source}\.\S+ {told.format(base=base.id)}", str(caught.value))
+
+
+def test_what_was_hashed_under_one_name_is_not_hashed_under_another(
+    llama: Path, base_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = base_of(llama)
+    made = merge(base.path.parents[1], Recipe("merge", {"method": "dus", "drop": 1}, (base.id,)))
+    known: checkpoint.Known = {}
+    checkpoint.verify(base, known)
+    before = len(known)
+    checkpoint.verify(made, known)
+    assert len(known) - before == 3 * 9  # layers 3 to 5; embedding, layers 0 to 2, norm and head are links
 
 
 def test_a_changed_header_is_found_without_reading_weights(llama: Path, base_of: Callable[..., Any]) -> None:

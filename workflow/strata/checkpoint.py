@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -20,10 +21,11 @@ from typing import Any, NamedTuple
 from strata import families, store
 from strata.errors import CheckpointError
 from strata.plan import Plan, inserted, seams
-from strata.recipe import canonical, digest
+from strata.recipe import canonical
 from strata.store import Built, Object, file_sha256
 from strata.tensors import Header, Spec, Tensor, encode_header, plan_header, read_header
 
+_CHUNK = 4 << 20  # bytes hashed at a time
 CONFIG, INDEX, TENSORS = "config.json", "model.safetensors.index.json", "tensors.json"
 TOKENIZER = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -87,19 +89,67 @@ def open_checkpoint(found: Object) -> Checkpoint:
     return Checkpoint(path, config, headers, tensors)
 
 
-def verify(found: Object) -> None:
-    """Hash every file and every tensor of a stored checkpoint. Raises StoreError naming the first that differs."""
+Known = dict[tuple[int, int, int], str]  # (device, inode, first byte) -> sha256 of a tensor that was hashed
+
+
+def verify(found: Object, known: Known | None = None) -> None:
+    """Hash every file and every tensor of a stored checkpoint, in parallel.
+
+    Args:
+        known: what was hashed before in this process: variants share the files of the layers they have in common.
+
+    Raises:
+        StoreError: names the first that differs and, for a copied tensor, the parent that it came from.
+    """
     store.verify(found)
     try:
         opened = open_checkpoint(found)
     except CheckpointError as error:
         raise store.damaged(found.id, error.details["where"], error.what, "", error.details["got"]) from None
-    for name, (shard, tensor, expected) in opened.tensors.items():
-        with (opened.path / shard).open("rb") as stream:
-            stream.seek(tensor.begin)
-            actual = digest(stream.read(tensor.size))
-        if actual != expected:
-            raise store.damaged(found.id, f"{opened.path / shard}, {name}", "sha256 of a tensor", expected, actual)
+    known = {} if known is None else known
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        hashed = pool.map(
+            lambda stored: _hash(opened.path / stored.file, stored.tensor, known), opened.tensors.values()
+        )
+        for (name, stored), actual in zip(opened.tensors.items(), hashed, strict=True):
+            if actual != stored.sha256:
+                pool.shutdown(wait=False, cancel_futures=True)
+                where = f"{opened.path / stored.file}, {name}"
+                raise store.damaged(
+                    found.id, where, "sha256 of a tensor", stored.sha256, actual, _origin(found, name, stored.sha256)
+                )
+
+
+def _hash(file: Path, tensor: Tensor, known: Known) -> str:
+    with file.open("rb") as stream:
+        found = os.fstat(stream.fileno())
+        key = (found.st_dev, found.st_ino, tensor.begin)
+        if key not in known:
+            hasher = hashlib.sha256()
+            for begin in range(tensor.begin, tensor.end, _CHUNK):
+                hasher.update(os.pread(stream.fileno(), min(_CHUNK, tensor.end - begin), begin))
+            known[key] = hasher.hexdigest()
+    return known[key]
+
+
+def _origin(found: Object, name: str, sha256: str) -> str:
+    """Where a tensor was copied from, and whether it is whole there: a wrong digest is often the parent's."""
+    plan, (layer, suffix) = Plan.from_json(found.facts["plan"]), families.split_name(name)
+    family = families.FAMILIES[found.facts["family"]]
+    source = plan.layers[layer] if layer is not None else plan.outside[families.part_of(family, name) or ""]
+    if source.transform != "copy" or not found.recipe.parents:
+        return ""
+    parent, number = source.sources[0]
+    id, copied = found.recipe.parents[parent], name if layer is None else families.layer_name(family, number, suffix)
+    try:
+        opened = open_checkpoint(
+            Object(id, found.path.parent / id, json.loads((found.path.parent / id / store.MANIFEST).read_bytes()))
+        )
+        stored = opened.tensors[copied]
+        whole = _hash(opened.path / stored.file, stored.tensor, {}) == sha256
+    except (OSError, ValueError, KeyError, CheckpointError):
+        return f"it was copied from {copied} of {id}, which cannot be read"
+    return f"it was copied from {copied} of {id}, " + ("which is whole" if whole else "which is damaged too")
 
 
 def plan_shards(specs: Iterable[tuple[str, str, tuple[int, ...]]], config: Mapping[str, Any]) -> dict[str, Header]:

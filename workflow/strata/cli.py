@@ -235,11 +235,12 @@ def _verify(options: argparse.Namespace) -> None:
     experiment = _experiment(options)
     jobs = {job.id: job for v in experiment.variants.values() for job in status.needed(experiment, v)}
     broken = []
+    known: checkpoint.Known = {}
     for id, job in jobs.items():
         try:
             found = store.find(options.root, id)
             if found:
-                (checkpoint.verify if job.recipe.kind == "checkpoints" else store.verify)(found)
+                checkpoint.verify(found, known) if job.recipe.kind == "checkpoints" else store.verify(found)
             else:
                 store.target(options.root, id).unlink(missing_ok=True)
             print(f"{id}  {'ok' if found else 'not built'}")

@@ -28,7 +28,6 @@ from strata.relayer import LISTS, relayered
 from strata.tensors import Header, Tensor, copy_range
 
 _CHUNK = 1 << 22  # bytes written at a time
-_BATCH = 16  # shards of one job of the pool
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 # What parents may differ in: how a model is told apart, trained and decoded, not what its layers compute.
 _FREE = {
@@ -124,19 +123,18 @@ def write(folder: Path, made: Draft, label: str, stored: bool = True) -> tuple[d
     """
     sha256: dict[str, str] = {}
     rounding = 0.0
-    files = list(made.shards)
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    files, workers = list(made.shards), min(8, os.cpu_count() or 1)
+    size = min(16, -(-len(files) // (8 * workers)))  # of a job: thousands of small shards, or few large ones
+    batches = [files[start : start + size] for start in range(0, len(files), size)]
+    pool = ThreadPoolExecutor(workers)
     try:
-        jobs = [
-            pool.submit(_write_some, folder, files[start : start + _BATCH], made, stored)
-            for start in range(0, len(files), _BATCH)
-        ]
+        jobs = [pool.submit(_write_some, folder, batch, made, stored) for batch in batches]
         with bar(label, len(files), "shard") as progress:
-            for job in jobs:
+            for job, batch in zip(jobs, batches, strict=True):
                 found, error = job.result()
                 sha256.update(found)
                 rounding = max(rounding, error)
-                progress.update(_BATCH)
+                progress.update(len(batch))
     finally:
         pool.shutdown(cancel_futures=True)  # after an error the rest would only fill the disk
     return sha256, rounding

@@ -55,7 +55,8 @@ def _locate(name: str, root: Path, configs: Sequence[str]) -> Path:
     """The config.json of a model: of a folder, or else of a source of the config."""
     if (Path(name) / "config.json").is_file():
         return Path(name) / "config.json"
-    from strata import config as schema  # not needed, and 10 MB of it, where all models are folders
+    # Not needed, and 10 MB of memory, where all models are folders.
+    from strata import config as schema
     from strata import experiment
     from strata.sources import FILES, fetch
 

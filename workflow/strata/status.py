@@ -76,15 +76,18 @@ def summary(variant: Variant) -> str:
     parameters = variant.job.recipe.parameters
     if not variant.parents:
         return f"init {parameters['architecture']}"
-    rest = " ".join(
-        f"{key} {_short(value)}" for key, value in parameters.items() if not key.endswith(("method", "_from"))
-    )
-    return f"{', '.join(variant.parents)}: {parameters['method']} {rest}"
+    method = parameters["method"]
+    rest = [
+        f"{key} {_short(value)}".removeprefix(f"{method} ")
+        for key, value in parameters.items()
+        if not key.endswith(("method", "_from"))
+    ]
+    return f"{', '.join(variant.parents)}: {' '.join([method, *rest])}"
 
 
 def _short(value: Any) -> str:
     """A parameter in a table's cell."""
-    text = f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
+    text = value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
     return text if len(text) <= 40 else f"({len(value)} entries)"
 
 

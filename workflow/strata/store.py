@@ -374,6 +374,6 @@ def encode(manifest: Any) -> bytes:
     return (json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def damaged(id: str, where: object, what: str, expected: object, got: object) -> StoreError:
+def damaged(id: str, where: object, what: str, expected: object, got: object, todo: str = "") -> StoreError:
     """The error for an object that is not what its manifest says."""
-    return StoreError(f"{id} is damaged: {what}", where=where, expected=expected, got=got)
+    return StoreError(f"{id} is damaged: {what}", where=where, expected=expected, got=got, todo=todo)

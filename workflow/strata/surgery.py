@@ -19,6 +19,7 @@ MANY = 1_000
 Count = Annotated[int, Field(ge=0)]
 Pair = Annotated[list[Count], Field(min_length=2, max_length=2)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Entry = tuple[str | int, ...]
 
 
@@ -135,7 +136,7 @@ class SlerpLayer(Model):
     """The spherical interpolation of two layers."""
 
     slerp: list[AnyLayer] = Field(min_length=2, max_length=2)
-    t: Weight = Field(default=0.5, le=1, description="0 is the first layer, 1 the second")
+    t: Share = Field(default=0.5, description="0 is the first layer, 1 the second")
 
 
 class Layers(Outside):
@@ -245,9 +246,7 @@ class Slerp(Method):
 
     parents = (2, MANY)
     method: Literal["slerp"]
-    t: Weight | None = Field(
-        default=None, le=1, description="for two parents: 0 is the first, 1 the second; default 0.5"
-    )
+    t: Share | None = Field(default=None, description="for two parents: 0 is the first, 1 the second; default 0.5")
     weights: list[Weight] | None = Field(default=None, description="instead of `t`: one for each parent, relative")
 
     def normal(self, names: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,234 @@
+"""Bytes of a restacked checkpoint: which way each takes, what is refused before the first, and that they are the same."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import store_model, strata
+from models import save_model
+from strata import checkpoint, merge, restack, store, tensors
+from strata.errors import CheckpointError
+from strata.recipe import Recipe
+
+STACK = {"method": "dus", "drop": 0}
+MIX = {
+    "method": "layers", "layers": [["copy", [1.0], [[0, 0]]], ["slerp", [0.5, 0.5], [[0, 1], [0, 2]]], ["zero", [1.0], [[0, 3]]]],
+    "embed_from": 0, "norm_from": 0, "head_from": 0,
+}  # fmt: skip
+
+
+def merged(root: Path, parameters: dict[str, Any], *parents: Any) -> Any:
+    return merge.merge(root, Recipe("merge", parameters, tuple(parent.id for parent in parents)))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "results"
+
+
+@pytest.mark.parametrize("code", ["EXDEV", "EINVAL", "ENOSYS", "EPERM", "EACCES", "EMLINK", "EOPNOTSUPP"])
+def test_where_a_link_is_refused_the_shard_is_copied(
+    llama: Path, root: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(getattr(errno, code), code)
+
+    base = store_model(root, llama)
+    monkeypatch.setattr(os, "link", refuse)
+    made = merged(root, STACK, base)
+    assert all(file.stat().st_nlink == 1 for file in made.path.glob("*.safetensors"))
+    checkpoint.verify(made)
+
+
+def test_a_link_that_fails_for_another_reason_is_an_error(
+    llama: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    base = store_model(root, llama)
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(store.SpaceError, match="full"):
+        merged(root, STACK, base)
+    assert not list((root / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("kernel", ["copies", "refuses", "copies a little"])
+def test_ranges_come_out_the_same_whatever_the_kernel_does(
+    llama: Path, root: Path, monkeypatch: pytest.MonkeyPatch, kernel: str
+) -> None:
+    real = os.copy_file_range
+    calls = []
+
+    def copy(source: int, target: int, count: int, begin: int, offset: int) -> int:
+        calls.append(count)
+        if kernel == "refuses":
+            raise OSError(errno.EXDEV, "another file system")
+        return real(source, target, min(count, 1_000) if kernel == "copies a little" else count, begin, offset)
+
+    base = store_model(root, llama)
+    monkeypatch.setattr(os, "copy_file_range", copy)
+    checkpoint.verify(merged(root, STACK, base))
+    # Layers 4 to 7 are layers 0 to 3 under other names: one range each, since tensors keep their order.
+    assert len(calls) == (4 if kernel != "copies a little" else len(calls)) > 0
+
+
+def test_data_begins_at_a_multiple_of_4096_so_that_blocks_can_be_shared(llama: Path, root: Path) -> None:
+    made = merged(root, MIX, store_model(root, llama))
+    opened = checkpoint.open_checkpoint(made)
+    assert {header.length % tensors.ALIGNMENT for header in opened.headers.values()} == {0}
+    assert all(header.tensors[0].begin == header.length for header in opened.headers.values())
+
+
+@pytest.fixture(scope="module")
+def xfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An XFS file system with reflinks, on a loop device."""
+    if os.geteuid() or not shutil.which("mkfs.xfs"):
+        pytest.skip("needs root and mkfs.xfs (xfsprogs)")
+    folder = tmp_path_factory.mktemp("xfs")
+    image, place = folder / "image", folder / "mounted"
+    with image.open("wb") as file:
+        file.truncate(400 << 20)
+    place.mkdir()
+    subprocess.run(["mkfs.xfs", "-q", "-m", "reflink=1", image], check=True, capture_output=True)
+    mounted = subprocess.run(["mount", "-o", "loop", image, place], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a loop device here: {mounted.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def used(place: Path) -> int:
+    os.sync()
+    found = os.statvfs(place)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+
+LARGE = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8}
+
+
+def test_where_the_file_system_can_share_blocks_a_copy_takes_none(
+    xfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = store_model(xfs / "results", save_model(tmp_path / "m", **LARGE))
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMLINK, "too many links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    before = used(xfs)
+    made = merged(xfs / "results", STACK, base)
+    assert made.facts["bytes"] > 30_000_000
+    assert used(xfs) - before < made.facts["bytes"] // 10
+    checkpoint.verify(made)
+    changed = next(made.path.glob("model-00003*"))
+    assert all(file.stat().st_nlink == 1 for file in made.path.iterdir()), changed
+
+
+def test_to_another_file_system_it_is_copied(xfs: Path, tmp_path: Path) -> None:
+    save_model(xfs / "model")
+    (tmp_path / "merge.yaml").write_text(
+        f"merge_method: passthrough\nslices:\n- sources: [{{model: {xfs / 'model'}, layer_range: [0, 4]}}]\n"
+    )
+    assert strata(tmp_path, "merge", "merge.yaml", "out").returncode == 0
+    weights = {
+        name: tensor for file in (tmp_path / "out").glob("*.safetensors") for name, tensor in _load(file).items()
+    }
+    expected = _load(xfs / "model" / "model.safetensors")
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+
+
+def _load(file: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return dict(load_file(file))
+
+
+SLICES = {"method": "slices", "slices": [[0, 0, 2], [1, 2, 4]], "embed_from": 0, "norm_from": 1, "head_from": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": 64}, "hidden_size 64"),
+        ({"vocab_size": 280}, "vocab_size 280"),
+        ({"rope_parameters": {"rope_theta": 5000.0, "rope_type": "default"}}, "rope_parameters"),
+        ({"rms_norm_eps": 1e-5}, "rms_norm_eps"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings"),
+        ({"family": "mistral"}, "model_type mistral"),
+        ({"dtype": torch.float32}, "several dtypes"),
+    ],
+)
+def test_parents_that_do_not_fit_are_refused_before_a_byte_is_written(
+    llama: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
+) -> None:
+    base, other = store_model(root, llama), store_model(root, save_model(tmp_path / "other", **change))
+    monkeypatch.setattr(restack, "write_shard", lambda *_: pytest.fail("a shard was written"))
+    monkeypatch.setattr(os, "link", lambda *_: pytest.fail("a shard was linked"))
+    with pytest.raises(CheckpointError, match=message):
+        merged(root, SLICES, base, other)
+    assert not list((root / "tmp").iterdir())
+    assert len(list((root / "checkpoints").iterdir())) == 4  # two parents, each with its manifest copy
+
+
+def test_what_says_nothing_of_the_layers_may_differ(llama: Path, root: Path, tmp_path: Path) -> None:
+    other = save_model(tmp_path / "other", seed=8, max_position_embeddings=128, eos_token_id=3, use_cache=False)
+    made = merged(root, SLICES, store_model(root, llama), store_model(root, other))
+    assert json.loads((made.path / "config.json").read_text())["eos_token_id"] == 257  # the embedding's parent lends it
+
+
+def test_a_default_that_one_config_leaves_out_is_no_difference(llama: Path, root: Path, tmp_path: Path) -> None:
+    other = save_model(tmp_path / "other", seed=8)
+    config = json.loads((other / "config.json").read_text())
+    assert config.pop("attention_bias") is False
+    (other / "config.json").write_text(json.dumps(config))
+    merged(root, SLICES, store_model(root, llama), store_model(root, other))
+
+
+def test_layers_of_two_kinds_are_not_averaged(root: Path, tmp_path: Path) -> None:
+    base = store_model(root, save_model(tmp_path / "m", "qwen3_moe"))  # every other layer is a mixture of experts
+    parameters = {**MIX, "layers": [["linear", [0.5, 0.5], [[0, 0], [0, 1]]]]}
+    with pytest.raises(CheckpointError, match=r"another kind|does not fit"):
+        merged(root, parameters, base)
+
+
+def test_an_average_of_two_layers_of_one_model_is_their_average(llama: Path, root: Path) -> None:
+    """mergekit returns one of the two, without a word."""
+    base = store_model(root, llama)
+    parameters = {**MIX, "layers": [["linear", [0.5, 0.5], [[0, 1], [0, 2]]]]}
+    made = merged(root, parameters, base)
+    ours = _load(made.path / "model-00002-of-00003.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    one, two = (
+        _load(base.path / f"model-{n:05d}-of-00006.safetensors")[f"model.layers.{n - 2}.mlp.up_proj.weight"]
+        for n in (3, 4)
+    )
+    assert torch.equal(ours, ((one.float() + two.float()) / 2).bfloat16())
+    assert not torch.equal(ours, one) and not torch.equal(ours, two)
+
+
+def test_two_processes_with_other_hash_seeds_write_the_same_bytes(llama: Path, root: Path) -> None:
+    base = store_model(root, llama)
+    recipe = Recipe("merge", MIX, (base.id,))
+    manifests = set()
+    for seed in ("1", "2"):
+        env = {**os.environ, "PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-m", "strata", "--root", str(root), "merge", recipe.canonical]
+        subprocess.run(command, check=True, env=env)
+        manifests.add((root / "checkpoints" / recipe.id / "manifest.json").read_bytes())
+        store.reject(root, recipe.id, "again")
+    assert len(manifests) == 1
