@@ -138,7 +138,6 @@ merge_method: passthrough
 
 
 def test_two_layers_of_one_model_are_both_used(here: Path) -> None:
-    """mergekit keys its sources by model: one of the two silently wins there."""
     made = planned("""
 slices:
   - sources: [{model: a, layer_range: [0, 2]}]

@@ -208,7 +208,6 @@ def test_layers_of_two_kinds_are_not_averaged(root: Path, tmp_path: Path) -> Non
 
 
 def test_an_average_of_two_layers_of_one_model_is_their_average(llama: Path, root: Path) -> None:
-    """mergekit returns one of the two, without a word."""
     base = store_model(root, llama)
     parameters = {**MIX, "layers": [["linear", [0.5, 0.5], [[0, 1], [0, 2]]]]}
     made = merged(root, parameters, base)
