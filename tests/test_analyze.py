@@ -197,7 +197,7 @@ def test_more_tokens_than_positions_are_refused(
 ) -> None:
     with pytest.raises(EvaluationError, match="beyond the model's positions") as caught:
         analyzed(base_of(llama), tokens=257)
-    assert "256 tokens or less" in str(caught.value)
+    assert "256 or less" in str(caught.value)
 
 
 def test_a_model_that_overflows_is_told_as_such(

@@ -16,7 +16,7 @@ from strata.checkpoint import verify
 from strata.errors import EvaluationError
 from strata.importance import IMPORTANCE
 from strata.items import read_documents
-from strata.loading import decoder_layers, load_model, positions
+from strata.loading import check_length, decoder_layers, load_model
 from strata.progress import bar
 from strata.recipe import Recipe, canonical
 from strata.sources import FILES
@@ -71,12 +71,7 @@ def _tokens(checkpoint: Object, texts: dict[str, str], documents: int, tokens: i
     """The first tokens of the first documents that have enough of them, without special tokens."""
     from transformers import AutoTokenizer
 
-    longest = positions(checkpoint)
-    if tokens > longest:
-        raise EvaluationError(
-            "the analysis reads beyond the model's positions", where=checkpoint.path,
-            expected=f"{longest} tokens or less", got=tokens, todo="lower `tokens`",
-        )  # fmt: skip
+    check_length(checkpoint, tokens, "`tokens` of the calibration")
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
     chosen: list[list[int]] = []
     for text in texts.values():

@@ -17,7 +17,7 @@ from strata import store
 from strata.checkpoint import verify
 from strata.errors import EvaluationError
 from strata.items import beginning, continuations, read_documents
-from strata.loading import check_device, check_loaded, positions
+from strata.loading import check_device, check_length, check_loaded
 from strata.progress import bar
 from strata.recipe import Recipe, canonical, digest
 from strata.sources import FILES
@@ -41,7 +41,7 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
     for source in recipe.sources:
         store.require(root, source, store.verify)
     tasks = {name: _documents(root, task) for name, task in recipe.parameters["tasks"].items()}
-    _check_length(checkpoint, recipe.parameters["numerics"]["max_length"])
+    check_length(checkpoint, recipe.parameters["numerics"]["max_length"], "`numerics.max_length` of the suite")
     results = _run(checkpoint, recipe.parameters, tasks)
     scores: dict[str, Any] = {}
     for name, task in recipe.parameters["tasks"].items():
@@ -56,15 +56,6 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
             "requests": digest(canonical([row["arguments"] for row in rows])),
         }
     return Built(facts={"checkpoint": checkpoint.id, "checkpoint_digest": checkpoint.digest, "scores": scores})
-
-
-def _check_length(checkpoint: Object, max_length: int) -> None:
-    longest = positions(checkpoint)
-    if max_length > longest:
-        raise EvaluationError(
-            "the suite's max_length is beyond the model's positions", where=checkpoint.path,
-            expected=f"{longest} or less", got=max_length, todo="lower `numerics.max_length` in the suite",
-        )  # fmt: skip
 
 
 def read_samples(found: Object, task: str) -> Samples:

@@ -9,12 +9,17 @@ from strata.errors import EvaluationError
 from strata.store import Object
 
 
-def positions(checkpoint: Object) -> int:
-    """The longest sequence that a checkpoint takes, whatever its family calls that."""
+def check_length(checkpoint: Object, tokens: int, setting: str) -> None:
+    """Raise EvaluationError when sequences of `tokens`, as `setting` asks for, are beyond a checkpoint's positions."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
-    return int(config.max_position_embeddings)
+    longest = config.max_position_embeddings  # whatever its family calls that
+    if tokens > longest:
+        raise EvaluationError(
+            f"{setting} is beyond the model's positions", where=checkpoint.path, expected=f"{longest} or less",
+            got=tokens, todo=f"lower {setting}",
+        )  # fmt: skip
 
 
 def load_model(checkpoint: Object, dtype: str, device: str) -> Any:

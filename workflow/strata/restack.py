@@ -85,16 +85,16 @@ def _specs(
         shapes = [stored.tensor.shape if stored else None for _, stored in found]
         if set(shapes) != {shape}:
             raise CheckpointError("a tensor does not fit", where=name, expected=shape, got=", ".join(map(str, shapes)))
-        code = wanted or next(stored.tensor.dtype for _, stored in found if stored)
-        seen.setdefault(code, name)
-        if len(seen) > 1 or code not in DTYPES:
+        for code in {wanted} if wanted else {stored.tensor.dtype for _, stored in found if stored}:
+            seen.setdefault(code, name)
+        if len(seen) > 1 or not seen.keys() <= DTYPES.keys():
             raise CheckpointError(
                 "the tensors are of several dtypes, or of one that cannot be used",
                 expected=f"one of {', '.join(DTYPES)}",
                 got=", ".join(f"{code} ({name})" for code, name in seen.items()),
                 todo="say which the result shall have: `dtype: bfloat16`",
             )
-        yield name, code, shape
+        yield name, next(iter(seen)), shape
 
 
 def part_of(made: Draft, tensor: Tensor) -> Part:
