@@ -7,11 +7,11 @@ import os
 import platform
 import re
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from strata import store
@@ -21,7 +21,7 @@ PACKAGES = ("torch", "transformers", "lm_eval", "safetensors", "gguf", "numpy", 
 
 @contextmanager
 def recorded(root: Path, id: str) -> Iterator[None]:
-    """Write `runs/<id>.json` when the block ends well: host, time, seconds, peak memory, versions."""
+    """Write `runs/<id>.json` when the block ends well: host, time, seconds, peak memory, versions of what it loaded."""
     started, clock = datetime.now(UTC), time.monotonic()
     yield
     record = {
@@ -33,9 +33,18 @@ def recorded(root: Path, id: str) -> Iterator[None]:
         "seconds": round(time.monotonic() - clock, 2),
         "peak_memory_mb": peak_memory_mb(),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": _versions(),
     }
     store.write_atomically(root / "runs" / f"{id}.json", (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _versions() -> dict[str, str]:
+    loaded = [package for package in PACKAGES if package in sys.modules]
+    if not loaded:
+        return {}  # and spare a merge the 20 ms of looking for them
+    from importlib.metadata import version
+
+    return {package: version(package) for package in loaded}
 
 
 def peak_memory_mb() -> int | None:

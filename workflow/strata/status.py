@@ -109,6 +109,8 @@ def description(root: Path, experiment: Experiment, name: str) -> str:
     if found:
         facts = found.facts
         lines.append(f"size        {facts['parameters']:,} parameters, {facts['bytes']:,} bytes, {facts['dtype']}")
+        if "rounding" in facts:
+            lines.append(f"rounding    {facts['rounding']:.2g}, the largest relative error of the change of dtype")
     for job in variant.evaluations:
         suite, result = job.recipe.parameters["suite"], store.find(root, job.id)
         for task, score in (result.facts["scores"] if result else {}).items():
