@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from models import save_model
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+settings.register_profile("untimed", deadline=None)  # timings belong in benchmarks
+settings.load_profile("untimed")
 REPOSITORY = Path(__file__).parents[1]
 
 

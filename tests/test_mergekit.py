@@ -148,9 +148,35 @@ parameters: {weight: 1}
     assert made.layers[2] == Layer(((0, 1), (0, 2)), "linear", (0.5, 0.5))
 
 
+def test_config_and_tokenizer_are_the_base_models(here: Path, models: Path) -> None:
+    (here / "b").unlink()
+    shutil.copytree(models / "b", here / "b")
+    config = json.loads((here / "b/config.json").read_text())
+    (here / "b/config.json").write_text(json.dumps(config | {"eos_token_id": 5}))
+    text = "models:\n- {model: a}\n- {model: b}\nmerge_method: linear\nparameters: {weight: 1}\n"
+    for base, expected in (("", 257), ("base_model: b\n", 5)):
+        Path("merge.yaml").write_text(text + base)
+        assert strata(here, "merge", "merge.yaml", f"out{expected}").returncode == 0
+        assert json.loads((here / f"out{expected}/config.json").read_text())["eos_token_id"] == expected
+
+
+@pytest.mark.parametrize("method", ["linear", "slerp"])
+def test_tied_models_are_averaged_without_a_head(here: Path, method: str) -> None:
+    for seed in (1, 2):
+        save_model(here / f"tied-{seed}", seed=seed, tie_word_embeddings=True)
+    Path("merge.yaml").write_text(
+        f"models:\n- {{model: tied-1}}\n- {{model: tied-2}}\nmerge_method: {method}\nbase_model: tied-1\n"
+        "parameters: {weight: 1, t: 0.5}\n"
+    )
+    run = strata(here, "merge", "merge.yaml", "out")
+    assert run.returncode == 0, run.stderr
+    assert "lm_head.weight" not in load(here / "out")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
+        ("dtype: bfloat16", "parameters: {scale: []}", ["parameters.scale", "at least 1 item"]),
         ("[1, 4]", "[1, 5]", ["merge.yaml:4, slices[1].sources[0].layer_range", "stop <= 4: b has 4 layers", "[1, 5]"]),
         ("[1, 4]", "[2, 2]", ["slices[1].sources[0].layer_range", "empty or out of range"]),
         ("[1, 4]", "[-1, 2]", ["slices[1].sources[0].layer_range", "empty or out of range"]),

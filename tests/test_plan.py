@@ -47,6 +47,13 @@ def test_a_chain_through_averages_and_insertions_keeps_their_sources() -> None:
     assert told[2] == Layer(((0, 0), (0, 2), (0, 0)), "linear", (0.125, 0.375, 0.5))
 
 
+def test_a_mix_over_an_inserted_copy_of_a_mix_has_a_weight_for_each_source() -> None:
+    mixed = Plan((Layer(((0, 0), (0, 1)), "linear", (0.5, 0.5)), copy(0, 2)))
+    silent = plan.trace(Plan((Layer(((0, 0),), "zero"), copy(0, 1))), [mixed])
+    (told,) = plan.trace(Plan((Layer(((0, 0), (0, 1)), "linear", (0.5, 0.5)),)), [silent]).layers
+    assert len(told.sources) == len(told.weights) == 3
+
+
 def test_a_chain_over_two_parents_tells_their_bases() -> None:
     both = Plan((copy(0, 0), copy(1, 1)))
     one, other = plan.of(4, plan.identity(2)), plan.of(7, plan.copies([1, 0]))

@@ -203,8 +203,94 @@ def test_a_default_that_one_config_leaves_out_is_no_difference(llama: Path, root
 def test_layers_of_two_kinds_are_not_averaged(root: Path, tmp_path: Path) -> None:
     base = store_model(root, save_model(tmp_path / "m", "qwen3_moe"))  # every other layer is a mixture of experts
     parameters = {**MIX, "layers": [["linear", [0.5, 0.5], [[0, 0], [0, 1]]]]}
-    with pytest.raises(CheckpointError, match=r"another kind|does not fit"):
+    with pytest.raises(CheckpointError, match=r"different kinds .*"):
         merged(root, parameters, base)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "smollm3"])
+def test_a_sliding_layer_and_a_full_one_are_not_averaged(root: Path, tmp_path: Path, family: str) -> None:
+    base = store_model(root, save_model(tmp_path / "m", family))
+    parameters = {**MIX, "layers": [["slerp", [0.5, 0.5], [[0, 0], [0, 1]]]]}
+    with pytest.raises(CheckpointError, match="layers of different kinds are mixed") as caught:
+        merged(root, parameters, base)
+    assert "output layer 0" in str(caught.value)
+
+
+def test_whole_models_whose_layers_are_of_other_kinds_are_not_averaged(root: Path, tmp_path: Path) -> None:
+    base = store_model(root, save_model(tmp_path / "m", "gemma2"))
+    odd, even = (merged(root, {"method": "prune", "range": [n, n + 1]}, base) for n in (0, 3))
+    with pytest.raises(CheckpointError, match="layers of different kinds are mixed"):
+        merged(root, {"method": "linear", "weights": [0.5, 0.5]}, odd, even)
+
+
+def test_a_gpt2_whose_layers_know_their_number_is_mixed_in_place_only(root: Path, tmp_path: Path) -> None:
+    base = store_model(root, save_model(tmp_path / "m", "gpt2", scale_attn_by_inverse_layer_idx=True))
+    for sources in ([[0, 0], [0, 1]], [[0, 1], [0, 0]]):
+        with pytest.raises(CheckpointError, match="its number matters"):
+            merged(root, {**MIX, "layers": [["linear", [0.5, 0.5], sources]]}, base)
+
+
+def as_before_transformers_5(folder: Path, **changes: Any) -> Path:
+    """Write a saved model's config as transformers 4 did: rotary positions under their own keys."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config.pop("rope_parameters")
+    file.write_text(json.dumps(config | {"rope_theta": 10000.0} | changes))
+    return folder
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "gemma2", "smollm3"])
+@pytest.mark.parametrize(
+    "change",
+    [{"rope_theta": 500000.0}, {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}],
+    ids=["theta", "scaling"],
+)
+def test_rotary_positions_that_differ_are_refused_however_they_are_written(
+    root: Path, tmp_path: Path, family: str, change: dict[str, Any]
+) -> None:
+    base = store_model(root, as_before_transformers_5(save_model(tmp_path / "a", family)))
+    other = store_model(root, as_before_transformers_5(save_model(tmp_path / "b", family, seed=8), **change))
+    with pytest.raises(CheckpointError, match="do not fit together") as caught:
+        merged(root, SLICES, base, other)
+    assert "rope" in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "fits"), [("dynamic", False), ("yarn", False), ("linear", True)])
+def test_the_longest_sequence_may_differ_where_positions_do_not_depend_on_it(
+    root: Path, tmp_path: Path, kind: str, fits: bool
+) -> None:
+    rope = {"rope_type": kind, "factor": 2.0, "rope_theta": 10000.0}
+    base, other = (
+        store_model(
+            root, save_model(tmp_path / str(length), max_position_embeddings=length, rope_parameters=dict(rope))
+        )
+        for length in (128, 256)
+    )
+    if fits:
+        merged(root, SLICES, base, other)
+    else:
+        with pytest.raises(CheckpointError, match="max_position_embeddings"):
+            merged(root, SLICES, base, other)
+
+
+def test_notes_in_a_config_are_no_difference(llama: Path, root: Path, tmp_path: Path) -> None:
+    other = save_model(tmp_path / "other", seed=8)
+    config = json.loads((other / "config.json").read_text())
+    notes = {"_name_or_path": "x/y", "unsloth_version": "2026.1", "_attn_implementation_autoset": True}
+    (other / "config.json").write_text(json.dumps(config | notes))
+    merged(root, SLICES, store_model(root, llama), store_model(root, other))
+
+
+def test_the_head_of_tied_models_is_the_embedding_and_the_plan_says_so(root: Path, tmp_path: Path) -> None:
+    base, other = (
+        store_model(root, save_model(tmp_path / str(seed), seed=seed, tie_word_embeddings=True)) for seed in (7, 8)
+    )
+    made = merged(root, SLICES, base, other)
+    assert (made.facts["plan"]["embed_from"], made.facts["plan"]["norm_from"], made.facts["plan"]["head_from"]) == (
+        0,
+        1,
+        0,
+    )
 
 
 def test_an_average_of_two_layers_of_one_model_is_their_average(llama: Path, root: Path) -> None:

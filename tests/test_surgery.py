@@ -197,6 +197,17 @@ def test_parents_that_differ_are_refused_before_anything_runs(
     assert "a " in str(caught.value) and "b " in str(caught.value)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_a_dtype_that_one_parent_has_already_is_kept_where_they_differ(write_config: Write, dtype: str) -> None:
+    text = (TEXT % (TWO, f"linear, dtype: {dtype}")).replace("dtype: bfloat16", "dtype: float32", 1)
+    assert experiment.load([write_config(text)]).variants["x"].job.recipe.parameters["dtype"] == dtype
+
+
+def test_weights_of_one_ratio_are_one_recipe(write_config: Write) -> None:
+    ids = {resolved(write_config, TWO, f"linear, weights: {w}").variants["x"].job.id for w in ("[1, 2]", "[0.3, 0.6]")}
+    assert len(ids) == 1
+
+
 def test_a_dtype_of_its_own_lets_parents_differ_in_theirs(write_config: Write) -> None:
     text = (TEXT % (TWO, "linear, dtype: float16")).replace("dtype: bfloat16", "dtype: float32", 1)
     job = experiment.load([write_config(text)]).variants["x"].job

@@ -60,6 +60,13 @@ def encode(table: Any, data: bytes = b"\0" * 8) -> bytes:
         (encode({"": ONE}), "a tensor's name"),
         (encode({"a\0b": ONE}), "a tensor's name"),
         (encode({"a": ONE, "__metadata__": {"k": 1}}), "__metadata__"),
+        (encode({"a": ONE, "__metadata__": None}), "__metadata__"),
+        (encode(b'{"__metadata__":{},"__metadata__":{}}', b""), "duplicate key '__metadata__'"),
+        (encode(b'{"__metadata__":{"k":"1","k":"2"}}', b""), "duplicate key 'k'"),
+        (encode(b'  {"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'), "does not start with {"),
+        (encode({"\ud800": ONE}), "a tensor's name"),
+        (encode({"a": {**ONE, "dtype": "F4"}}), "a dtype of"),
+        (encode({"a": {**ONE, "shape": [1 << 40, 1 << 40], "data_offsets": [0, 8]}}), "bytes for F32"),
     ],
 )  # fmt: skip
 def test_a_bad_file_is_refused_with_the_rule_it_breaks(tmp_path: Path, content: bytes, rule: str) -> None:

@@ -1,7 +1,7 @@
 """Arithmetic merges, a chunk at a time: weighted sums and spherical interpolation of stored tensors, with torch.
 
-Sums are taken in float32 (float64 where the output is float32) and rounded once. Memory is a few chunks, whatever the
-size of the tensors.
+Sums are taken in float32, in float64 where float32 goes in or comes out, and rounded once. Memory is a few chunks,
+whatever the size of the tensors.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def combine(
     Raises:
         CheckpointError: the result is not finite in the target's dtype.
     """
-    work = torch.float64 if target.dtype == "F32" else torch.float32
+    work = torch.float64 if "F32" in (target.dtype, *(tensor.dtype for _, tensor in sources)) else torch.float32
     with ExitStack() as stack:
         files = [(stack.enter_context(file.open("rb")).fileno(), tensor) for file, tensor in sources]
         count = math.prod(target.shape)
@@ -60,7 +60,7 @@ def combine(
                     todo="choose a `dtype` with a larger range: bfloat16 or float32",
                 )  # fmt: skip
             if is_cast:
-                errors.append(float(((result.to(work) - total).abs() / total.abs().clamp_min(1e-38)).max()))
+                errors.append(float(((result.to(work) - total).abs() / total.abs().clamp_min(1e-45)).max()))
             yield result.view(torch.uint8).numpy().tobytes()
 
 

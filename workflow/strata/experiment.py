@@ -183,7 +183,7 @@ def _checkpoint(
     _check_alike(shapes, variant, document.where((*key, "merge")))
     try:
         parameters = variant.merge.normal(variant.parent_names)
-        if parameters.get("dtype") == shapes[0].dtype:
+        if all(shape.dtype == parameters.get("dtype") for shape in shapes):
             del parameters["dtype"]  # what it would be anyway is no other recipe
         analyses: tuple[Job, ...] = ()
         plan = None
@@ -209,7 +209,8 @@ def _shape(job: Job) -> schema.Shape:
 def _check_alike(shapes: Sequence[schema.Shape], variant: schema.MergeVariant, where: str) -> None:
     """Raise ConfigError for parents that cannot be put together, as far as their shapes tell; merge sees the rest."""
     keys = ["family", "vocabulary", "hidden"] + ["dtype"] * (variant.merge.dtype is None)
-    keys += ["layers", "parameters"] * (variant.merge.method in ("linear", "slerp"))
+    is_blend = variant.merge.method in ("linear", "slerp")
+    keys += ["layers"] * is_blend + ["parameters"] * (is_blend and all(shape.outside is not None for shape in shapes))
     for key in keys:
         values = [getattr(shape, key) for shape in shapes]
         if len(set(values) - {None}) > 1:

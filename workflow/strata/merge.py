@@ -37,8 +37,8 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
     plan = make_plan(recipe.parameters, [parent.layers for parent in parents], dropped)
     made = draft(plan, parents, recipe.parameters.get("dtype"))
     sha256, rounding = write(folder, made, "merge")
-    copy_tokenizer(parents[plan.embed_from.sources[0][0]], folder)
-    built = finish(folder, made.config, made.shards, sha256, plan, [*found, *analyses])
+    copy_tokenizer(parents[made.lender], folder)
+    built = finish(folder, made.config, made.shards, sha256, made.plan, [*found, *analyses])
     extra: dict[str, Any] = {"rounding": rounding} if "dtype" in recipe.parameters else {}
     return Built(built.files, built.digest, built.facts | extra)
 

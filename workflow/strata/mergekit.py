@@ -2,7 +2,8 @@
 
 Follows mergekit 0.1.5: parameters are looked up at the source, then the slice, then the file; a list is a gradient over
 the slice's layers; a `filter` is a part of a tensor's name. Unlike there, two layers of one model can be averaged, and
-`dtype` is that of the result: sums are taken from the stored values and rounded once.
+`dtype` is that of the result: sums are taken from the stored values and rounded once. SLERP is taken expert by expert,
+and with a tensor of zeros, which has no direction, it is a weighted sum. Norm and head follow the last slice's sources.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Conditional(Model):
 Setting = Annotated[
     Annotated[float, Tag("@plain")]
     | Annotated[Conditional, Tag("@mapping")]
-    | Annotated[list[Conditional] | Gradient, Tag("@list")],
+    | Annotated[Annotated[list[Conditional], Field(min_length=1)] | Gradient, Tag("@list")],
     by_form("a number, a list of numbers, or a list of {filter, value}"),
 ]
 
@@ -142,11 +143,13 @@ def _plan(file: MergeFile, models: Mapping[str, Checkpoint]) -> Plan:
             numbers = [source.layer_range[0] + step for source in mix.sources]
             tensors = within[mix.sources[0].model][numbers[0]]
             layers.append(mix.layer(numbers, len(layers), tensors, step / (count - 1) if count > 1 else 1.0))
-    outside = []
-    for kind, (key, part) in zip(("embed", "norm", "head"), (slices[0], slices[-1], slices[-1]), strict=True):
+    outside: list[Layer] = []
+    ends = (("embed", slices[0]), ("norm", slices[-1]), ("head", slices[-1]))
+    for kind, (key, part) in ends:
         mix = _Mix(file, key, part, families.family_of(models[file.names[0]].config))
         tensors = [name for name in models[mix.sources[0].model].tensors if families.part_of(mix.family, name) == kind]
-        outside.append(mix.layer([OUTSIDE] * len(mix.sources), OUTSIDE, tensors, 0.0))
+        tied = kind == "head" and not tensors
+        outside.append(outside[0] if tied else mix.layer([OUTSIDE] * len(mix.sources), OUTSIDE, tensors, 0.0))
     return Plan(tuple(layers), *outside)
 
 
@@ -195,6 +198,12 @@ class _Mix:
         self.is_filtered = any(
             _is_filtered(setting) for scope in scopes for setting in (scope.t, scope.weight, scope.scale)
         )
+
+        if self.is_filtered and family.sparse:
+            raise PlanError(
+                "a filter on a mixture of experts", key, got=file.merge_method,
+                expected="no `filter`: mergekit's names are those of fused experts, which no file has",
+            )  # fmt: skip
 
     def layer(self, numbers: Sequence[int], new: int, tensors: Sequence[str], height: float) -> Layer:
         """The output layer `new` of layers `numbers` of the sources; `tensors` are the names within it."""

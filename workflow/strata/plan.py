@@ -140,7 +140,8 @@ def trace(plan: Plan, parents: Sequence[Plan]) -> Plan:
         if layer.transform in ("copy", "zero") or all(inner.transform == "copy" for inner in below):
             sources = tuple(source for inner in below for source in inner.sources)
             transform = below[0].transform if layer.transform == "copy" else layer.transform
-            return Layer(sources, transform, below[0].weights if layer.transform == "copy" else layer.weights)
+            is_one = layer.transform in ("copy", "zero")
+            return Layer(sources, transform, below[0].weights if is_one else layer.weights)
         shares = zip(layer.weights, below, strict=True)
         weights = tuple(share * weight for share, inner in shares for weight in inner.weights)
         return Layer(tuple(source for inner in below for source in inner.sources), layer.transform, weights)

@@ -50,6 +50,25 @@ def relayered(configs: Sequence[Config], sources: Sequence[Source]) -> dict[str,
     return result
 
 
+def check_mix(configs: Sequence[Config], sources: Sequence[Source], number: int) -> None:
+    """Raise CheckpointError unless the layers that are mixed into output layer `number` are of one kind."""
+    if len(sources) == 1:
+        return
+    kinds = []
+    for parent, layer in sources:
+        config = configs[parent]
+        _check_numbers(config, layer == number)
+        kind: dict[str, Any] = {key: config[key][layer] for key in LISTS if isinstance(config.get(key), list)}
+        if family_of(config).sparse:
+            kind["experts"] = sparse_layers(config)[layer]
+        kinds.append(kind)
+    if any(kind != kinds[0] for kind in kinds):
+        raise CheckpointError(
+            "layers of different kinds are mixed", where=f"output layer {number}, {list(sources)} as (parent, layer)",
+            expected="one kind", got=" and ".join(str(kind) for kind in kinds),
+        )  # fmt: skip
+
+
 def _entries(config: Config, key: str) -> list[Any]:
     """The list under a key, if it has one entry for each layer."""
     entries, layers = config.get(key), depth(config)

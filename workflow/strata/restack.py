@@ -11,9 +11,9 @@ import hashlib
 import os
 import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from strata.errors import CheckpointError
 from strata.foreign import understood_config
 from strata.plan import Layer, Plan
 from strata.progress import bar
-from strata.relayer import LISTS, relayered
+from strata.relayer import LISTS, check_mix, relayered
 from strata.tensors import Header, Tensor, copy_range
 
 _CHUNK = 1 << 22  # bytes written at a time
@@ -32,11 +32,11 @@ _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, 
 # What parents may differ in: how a model is told apart, trained and decoded, not what its layers compute.
 _FREE = {
     "architectures", "transformers_version", "torch_dtype", "dtype", "use_cache", "initializer_range", "model_type",
-    "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "max_position_embeddings",
-    "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "max_window_layers", "id2label", "label2id",
-    "pretraining_tp", "num_experts", "output_router_logits", "router_aux_loss_coef", "task_specific_params",
-    "tie_word_embeddings",
+    "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "attention_dropout", "resid_pdrop",
+    "embd_pdrop", "attn_pdrop", "max_window_layers", "id2label", "label2id", "pretraining_tp", "num_experts",
+    "output_router_logits", "router_aux_loss_coef", "task_specific_params", "tie_word_embeddings",
 }  # fmt: skip
+_FOLDED = {"rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor"}  # into rope_parameters
 
 
 class Part(NamedTuple):
@@ -49,28 +49,42 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Draft:
-    """A checkpoint that can be written: its plan, the opened parents, its config and its files."""
+    """A checkpoint that can be written: its plan, the opened parents, its config and its files.
+
+    `lender` is the parent whose tokenizer goes with the config.
+    """
 
     plan: Plan
     parents: Sequence[Checkpoint]
     config: dict[str, Any]
     shards: dict[str, Header]
+    lender: int
 
 
-def draft(plan: Plan, parents: Sequence[Checkpoint], dtype: str | None = None) -> Draft:
+def draft(plan: Plan, parents: Sequence[Checkpoint], dtype: str | None = None, lender: int | None = None) -> Draft:
     """What `plan` makes of these parents, in their stored dtype or in `dtype`. Nothing is written.
+
+    A tied head is the embedding, and the draft's plan says so.
+
+    Args:
+        lender: the parent whose config and tokenizer the result has; by default the embedding's first.
 
     Raises:
         CheckpointError: the parents are of several families, configs, vocabularies or shapes, or of several dtypes
-            while no `dtype` is given; or a layer's tensors are not those that its family asks for.
+            while no `dtype` is given; or layers of several kinds are mixed; or a layer's tensors are not those that
+            its family asks for.
     """
-    lender = plan.embed_from.sources[0][0]
+    lender = plan.embed_from.sources[0][0] if lender is None else lender
     _check_alike(parents, lender)
+    for number, layer in enumerate(plan.layers):
+        check_mix([parent.config for parent in parents], layer.sources, number)
+    if families.tied(parents[lender].config):
+        plan = replace(plan, head_from=plan.embed_from)
     places = [(parent + 1, layer) for parent, layer in (layer.sources[0] for layer in plan.layers)]
     config = relayered([parents[lender].config, *(parent.config for parent in parents)], places)
     shards = plan_shards(_specs(plan, parents, config, dtype), config)
     _check_whole(plan, parents, shards)
-    return Draft(plan, parents, config, shards)
+    return Draft(plan, parents, config, shards, lender)
 
 
 def _specs(
@@ -164,14 +178,19 @@ def _check_alike(parents: Sequence[Checkpoint], lender: int) -> None:
     base = parents[lender].config
     family = families.family_of(base)
     free = _FREE | {family.depth, *family.per_layer, *family.stale, *LISTS, "mlp_only_layers", "decoder_sparse_step"}
+    if not any(_scales_with_length(parent.config) for parent in parents):
+        free = free | {"max_position_embeddings"}
     for parent in parents:
         config = parent.config
-        differ = [k for k in sorted(base.keys() | config.keys()) if k not in free and base.get(k) != config.get(k)]
+        differ = _differences(base, config, free)
         if config.get("model_type") != base.get("model_type"):
             differ = ["model_type"]
-        elif differ:  # perhaps only in what one says and the other leaves to a default
+        elif differ:
+            # Perhaps only in what one says and the other leaves to a default. What transformers knows under another
+            # name is compared there; what it does not know at all stays a difference.
             ours, theirs = understood_config(parents[lender].path), understood_config(parent.path)
-            differ = [key for key in differ if ours.get(key) != theirs.get(key)]
+            known = ours.keys() & theirs.keys() | _FOLDED
+            differ = [*_differences(ours, theirs, free), *(key for key in differ if key not in known)]
         if families.tied(config) != families.tied(base):
             differ.append("tie_word_embeddings")
         if differ:
@@ -181,6 +200,26 @@ def _check_alike(parents: Sequence[Checkpoint], lender: int) -> None:
                 expected=", ".join(f"{key} {base.get(key)}" for key in differ[:5]) + f" as in {parents[lender].path}",
                 got=", ".join(f"{key} {config.get(key)}" for key in differ[:5]),
             )
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any], free: Set[str]) -> list[str]:
+    """The keys in which two configs differ and must not. A name that starts with _ or ends in _version is a note."""
+    keys = (key for key in sorted(one.keys() | other.keys()) if key not in free)
+    return [k for k in keys if not k.startswith("_") and not k.endswith("_version") and one.get(k) != other.get(k)]
+
+
+def _scales_with_length(value: Any) -> bool:
+    """Whether rotary positions depend on the longest sequence that the config names (dynamic, yarn, longrope)."""
+    if not isinstance(value, dict):
+        return False
+    kind = value.get("rope_type", value.get("type"))
+    inner = (
+        value.get("rope_parameters"),
+        value.get("rope_scaling"),
+        value.get("full_attention"),
+        value.get("sliding_attention"),
+    )
+    return kind not in (None, "default", "linear", "llama3") or any(map(_scales_with_length, inner))
 
 
 def _check_whole(plan: Plan, parents: Sequence[Checkpoint], shards: Mapping[str, Header]) -> None:

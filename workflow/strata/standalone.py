@@ -15,7 +15,6 @@ from strata.foreign import open_model
 from strata.mergekit import plan_of, read_request
 from strata.modelfiles import find_model
 from strata.outline import outline
-from strata.plan import Plan
 from strata.restack import Draft, draft, write
 from strata.store import disk_errors
 
@@ -41,12 +40,12 @@ def merge_file(file: Path, out: Path | None, root: Path, configs: Sequence[str])
     plan = plan_of(request, models)
     if request.file.tokenizer_source:
         _check_tokenizers(list(models.values()))
-    made = draft(plan, list(models.values()), request.dtype)
-    told = "\n".join([f"{len(plan.layers)} layers", *(f"  {line}" for line in outline(plan, names))])
+    made = draft(plan, list(models.values()), request.dtype, lender=0)  # the base model, or the first that is named
+    told = "\n".join([f"{len(plan.layers)} layers", *(f"  {line}" for line in outline(made.plan, names))])
     if out is None:
         return told
     with disk_errors(out.parent):
-        rounding = _publish(out, made, plan, models)
+        rounding = _publish(out, made, list(models))
     changed = f"\nchange of dtype: largest relative error {rounding:.2g}" if rounding else ""
     return f"{told}{changed}\nwritten to {out}"
 
@@ -98,7 +97,7 @@ def _check_tokenizers(models: Sequence[Checkpoint]) -> None:
         )  # fmt: skip
 
 
-def _publish(out: Path, made: Draft, plan: Plan, models: dict[str, Checkpoint]) -> float:
+def _publish(out: Path, made: Draft, names: Sequence[str]) -> float:
     """Write everything aside, then give it its name. Returns the largest relative error of a change of dtype."""
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}")
@@ -106,8 +105,8 @@ def _publish(out: Path, made: Draft, plan: Plan, models: dict[str, Checkpoint]) 
     try:
         _, rounding = write(scratch, made, "merge", stored=False)
         write_config(scratch, made.config, made.shards)
-        copy_tokenizer(list(models.values())[plan.embed_from.sources[0][0]], scratch)
-        provenance = {"plan": plan.to_json(), "models": list(models)}
+        copy_tokenizer(made.parents[made.lender], scratch)
+        provenance = {"plan": made.plan.to_json(), "models": list(names)}
         (scratch / PROVENANCE).write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
         scratch.rename(out)
     finally:

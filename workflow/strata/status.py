@@ -139,18 +139,19 @@ def planned(root: Path, experiment: Experiment, name: str) -> str:
         plan = Plan.from_json(built.facts["plan"]) if built else None
     else:
         plan = variant.plan
-    lines += [f"  {line}" for line in outline(plan, variant.parents or ("its source",))] if plan else []
     parents = [store.find(root, id) for id in variant.job.recipe.parents]
     if plan and variant.parents and all(parents):
         opened = [open_checkpoint(parent) for parent in parents if parent]
-        headers = draft(plan, opened, variant.job.recipe.parameters.get("dtype")).shards.values()
-        tensors = [tensor for header in headers for tensor in header.tensors]
+        made = draft(plan, opened, variant.job.recipe.parameters.get("dtype"))
+        plan = made.plan
+        tensors = [tensor for header in made.shards.values() for tensor in header.tensors]
         count, size = sum(math.prod(tensor.shape) for tensor in tensors), sum(tensor.size for tensor in tensors)
         basis = "exact: read from the parents' headers"
     else:
         count, size = shape.parameters, shape.bytes
         exact = shape.outside is not None or not variant.parents
         basis = "from the `shape` of the source" if exact else "about: `strata pin --shape` makes it exact"
+    lines += [f"  {line}" for line in outline(plan, variant.parents or ("its source",))] if plan else []
     return "\n".join([*lines, f"{count:,} parameters, {size:,} bytes of {shape.dtype} ({basis})"])
 
 

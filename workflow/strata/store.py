@@ -316,9 +316,14 @@ def _check(found: Object, hash_up_to: int | None) -> None:
         if manifest["id"] != id or Recipe.from_json(manifest["recipe"]).id != id:
             raise damaged(id, path, "id", id, manifest["id"])
         files = manifest["files"]
-        present = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()} - {MANIFEST}
-        if present != set(files):
-            raise damaged(id, path, "files", len(files), sorted(present ^ set(files))[:5])
+        inside = {item.relative_to(path).as_posix(): item for item in path.rglob("*")}
+        folders = {name for name, item in inside.items() if item.is_dir() and not item.is_symlink()}
+        present, needed = (
+            inside.keys() - folders - {MANIFEST},
+            {p.as_posix() for name in files for p in Path(name).parents},
+        )
+        if present != set(files) or folders - needed:
+            raise damaged(id, path, "files", len(files), sorted((present ^ set(files)) | (folders - needed))[:5])
         for name, entry in files.items():
             _check_file(found, name, entry, hash_up_to)
     except (KeyError, TypeError, ValueError, UsageError) as error:

@@ -295,4 +295,4 @@ def _shares(weights: Sequence[float] | None, count: int, entry: Entry) -> tuple[
     given = [1.0] * count if weights is None else list(weights)
     if len(given) != count or not sum(given):
         raise PlanError("the weights do not fit", entry, expected=f"{count} weights, not all 0", got=given)
-    return tuple(float(weight / sum(given)) for weight in given)
+    return tuple(round(weight / sum(given), 12) for weight in given)  # 1:2 and 0.3:0.6 are one recipe
