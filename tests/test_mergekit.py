@@ -177,6 +177,9 @@ def test_tied_models_are_averaged_without_a_head(here: Path, method: str) -> Non
     ("old", "new", "expected"),
     [
         ("dtype: bfloat16", "parameters: {scale: []}", ["parameters.scale", "at least 1 item"]),
+        ("dtype: bfloat16", "parameters: {scale: [1, {value: 2}]}", ["parameters.scale", "not both in one"]),
+        ("dtype: bfloat16", "parameters: {scale: [1, one]}", ["parameters.scale[1]", "number", "'one'"]),
+        ("dtype: bfloat16", "parameters: {scale: {filter: x}}", ["missing key `value`", "parameters.scale"]),
         ("[1, 4]", "[1, 5]", ["merge.yaml:4, slices[1].sources[0].layer_range", "stop <= 4: b has 4 layers", "[1, 5]"]),
         ("[1, 4]", "[2, 2]", ["slices[1].sources[0].layer_range", "empty or out of range"]),
         ("[1, 4]", "[-1, 2]", ["slices[1].sources[0].layer_range", "empty or out of range"]),

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Tag
+from pydantic import AfterValidator, Field, Tag
+from pydantic_core import PydanticCustomError
 
 from strata import families
 from strata.checkpoint import Checkpoint
@@ -35,10 +36,26 @@ class Conditional(Model):
     ]
 
 
+def _alike(values: list[float | Conditional]) -> list[float | Conditional]:
+    if len({isinstance(value, Conditional) for value in values}) != 1:
+        raise PydanticCustomError("strata", "a list of numbers, or a list of {filter, value}, not both in one")
+    return values
+
+
 Setting = Annotated[
     Annotated[float, Tag("@plain")]
     | Annotated[Conditional, Tag("@mapping")]
-    | Annotated[Annotated[list[Conditional], Field(min_length=1)] | Gradient, Tag("@list")],
+    | Annotated[
+        list[
+            Annotated[
+                Annotated[float, Tag("@plain")] | Annotated[Conditional, Tag("@mapping")],
+                by_form("a number, or {filter, value}"),
+            ]
+        ],
+        Field(min_length=1),
+        AfterValidator(_alike),
+        Tag("@list"),
+    ],
     by_form("a number, a list of numbers, or a list of {filter, value}"),
 ]
 

@@ -182,6 +182,7 @@ def _check_alike(parents: Sequence[Checkpoint], lender: int) -> None:
         free = free | {"max_position_embeddings"}
     for parent in parents:
         config = parent.config
+        ours, theirs = base, config
         differ = _differences(base, config, free)
         if config.get("model_type") != base.get("model_type"):
             differ = ["model_type"]
@@ -197,8 +198,8 @@ def _check_alike(parents: Sequence[Checkpoint], lender: int) -> None:
             raise CheckpointError(
                 "the parents' models do not fit together",
                 where=f"{parent.path}, config.json",
-                expected=", ".join(f"{key} {base.get(key)}" for key in differ[:5]) + f" as in {parents[lender].path}",
-                got=", ".join(f"{key} {config.get(key)}" for key in differ[:5]),
+                expected=", ".join(f"{key} {ours.get(key)}" for key in differ[:5]) + f" as in {parents[lender].path}",
+                got=", ".join(f"{key} {theirs.get(key)}" for key in differ[:5]),
             )
 
 

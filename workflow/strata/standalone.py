@@ -60,7 +60,7 @@ def _locate(name: str, root: Path, configs: Sequence[str]) -> Path:
     from strata.sources import FILES, fetch
 
     sources: dict[str, experiment.Job] = {}
-    if all(Path(file).is_file() for file in configs):
+    if configs and all(Path(file).is_file() for file in configs):
         config, document = schema.load(configs)
         if name in config.sources:
             sources[name] = experiment.fetch_job(config.sources[name], document, ("sources", name))
