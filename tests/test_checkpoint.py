@@ -15,7 +15,7 @@ from models import SIZES
 from strata import checkpoint, families, store
 from strata.errors import CheckpointError, StoreError
 from strata.merge import merge
-from strata.recipe import Recipe
+from strata.recipe import Recipe, canonical, digest
 
 CONFIG = {"model_type": "llama", **SIZES, "tie_word_embeddings": False}
 
@@ -112,7 +112,7 @@ def test_the_digest_covers_config_tokenizer_and_tensors(llama: Path, base_of: Ca
         "tokenizer": tokenizer,
         "tensors": entries,
     }
-    assert base.digest == checkpoint.digest(checkpoint.canonical(content))
+    assert base.digest == digest(canonical(content))
 
 
 def test_nothing_volatile_is_in_the_config(llama: Path, base_of: Callable[..., Any]) -> None:
