@@ -95,3 +95,9 @@ def test_a_result_beyond_the_dtype_is_refused_with_the_way_out(tmp_path: Path) -
     with pytest.raises(CheckpointError, match="not finite") as caught:
         combined(tmp_path, "linear", (1.0,), [torch.tensor([1.0, 70_000.0])], torch.float16)
     assert "tensor x" in str(caught.value) and "bfloat16 or float32" in str(caught.value)
+
+
+def test_a_source_that_is_not_finite_is_not_blamed_on_the_dtype(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="not finite") as caught:
+        combined(tmp_path, "linear", (0.5, 0.5), [torch.tensor([1.0, float("nan")]), torch.ones(2)], torch.float32)
+    assert "sources without NaN" in str(caught.value)

@@ -187,9 +187,10 @@ def test_tied_models_are_averaged_without_a_head(here: Path, method: str) -> Non
         ("[1, 4]", "[1]", ["slices[1].sources[0].layer_range", "at least 2 items"]),
         ("merge_method: passthrough", "merge_method: ties", ["merge_method", "'passthrough', 'linear' or 'slerp'"]),
         ("dtype: bfloat16", "dtype: int8", ["dtype", "'float32'"]),
+        ("dtype: bfloat16", "tokenizer_source: banana", ["no such tokenizer", "base, union, a, b", "banana"]),
         ("dtype: bfloat16", "modules: {}", ["unknown key `modules`"]),
         ("dtype: bfloat16", "models: [{model: a}]", ["either `slices` or `models`"]),
-        ("merge_method: passthrough", "merge_method: linear", ["missing parameter `weight`", "slices[0].parameters"]),
+        ("merge_method: passthrough", "merge_method: linear", ["missing parameter `weight`", "slices[0]"]),
         ("merge_method: passthrough", "merge_method: slerp", ["`slerp` takes another number of sources", "slices[0]"]),
         (
             "[{model: b, layer_range: [1, 4]}]", "[{model: b, layer_range: [1, 4]}, {model: a, layer_range: [1, 3]}]",

@@ -140,7 +140,7 @@ def test_ls_show_and_why(finished: Path) -> None:
         "base: dus drop 1",
         "layers      0-2  0-2 of base",
         "            3-5  1-3 of base",
-        "seams: 1 (2|3)",
+        "seams between its runs: 1 (2|3)",
         "bits_per_byte",
         '"drop": 1',
     ):

@@ -54,11 +54,13 @@ def combine(
                 total = values.mul_(coefficient) if total is None else total.add_(values, alpha=coefficient)
             result = total.to(_TYPES[target.dtype])
             if not bool(torch.isfinite(result).all()):
+                whole = bool(torch.isfinite(total).all())
                 raise CheckpointError(
-                    "a sum is not finite", where=f"tensor {target.name}",
-                    expected=f"numbers that {target.dtype} can hold",
-                    todo="choose a `dtype` with a larger range: bfloat16 or float32",
-                )  # fmt: skip
+                    "the result is not finite",
+                    where=f"tensor {target.name}",
+                    expected=f"numbers that {target.dtype} can hold" if whole else "sources without NaN or infinity",
+                    todo="choose a `dtype` with a larger range: bfloat16 or float32" if whole else "mend the model",
+                )
             if is_cast:
                 errors.append(float(((result.to(work) - total).abs() / total.abs().clamp_min(1e-45)).max()))
             yield result.view(torch.uint8).numpy().tobytes()

@@ -85,12 +85,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     for operation in OPERATIONS:
         job = add(operation, _job, TOLD.get(operation, f"(called by the workflow) one {operation} job"), config=False)
-        job.add_argument("recipe", help="its canonical JSON")
+        job.add_argument("recipe", metavar="FILE" if operation == "merge" else None, help="a recipe's canonical JSON")
         if operation == "merge":
-            job.add_argument("out", nargs="?", type=Path, help="with a YAML file: the folder to write")
-            job.add_argument("--configfile", nargs="+", metavar="FILE", help="where `sources:` are, over config.yaml")
-        job.add_argument("--location", default="", help="where a local source lies")
-        job.add_argument("--log", help="file for everything but progress and errors")
+            job.add_argument("out", metavar="OUT", nargs="?", type=Path, help="the folder to write")
+            job.add_argument(
+                "--configfile", action="append", metavar="FILE", help="where `sources:` are, over config.yaml"
+            )
+        job.add_argument("--location", default="", help=argparse.SUPPRESS)  # where a local source lies
+        job.add_argument("--log", help=argparse.SUPPRESS)  # file for everything but progress and errors
         job.set_defaults(operation=operation)
     for name, run, text in (
         ("links", _links, "(called by the workflow) link every variant's name"),
@@ -195,6 +197,11 @@ def _redo(options: argparse.Namespace) -> None:
             "snakemake is running here, or was killed", where=Path(".snakemake/locks").absolute(),
             todo="wait for it, or run `snakemake --unlock`",
         )  # fmt: skip
+    jobs = (experiment.variants[options.name].job, *experiment.variants[options.name].evaluations)
+    if all(status.state(options.root, job) == "missing" for job in jobs):
+        raise UsageError(
+            "nothing to redo: it has not been built", got=options.name, todo="build it with snakemake, see the README"
+        )
     moved = status.reject_variant(options.root, experiment, options.name, "strata redo")
     snakefile = str(Path(__file__).parents[2] / "Snakefile")
     goal = str(options.root / "variants" / f"{options.name}.json")

@@ -194,11 +194,20 @@ def _checkpoint(
         else:
             plan = make_plan(parameters, [shape.layers for shape in shapes])
             layers = len(plan.layers)
+            _check_used(plan, variant.parent_names)
     except PlanError as error:
         raise error.at(document.where((*key, "merge", *error.entry))) from None
     recipe = Recipe("merge", parameters, tuple(job.id for job in parents), tuple(job.id for job in analyses))
     shape = shapes[plan.embed_from.sources[0][0] if plan else 0].deep(layers)
     return Job(recipe, shape.cast(parameters["dtype"]) if "dtype" in parameters else shape), plan, analyses
+
+
+def _check_used(plan: Plan, names: Sequence[str]) -> None:
+    """Raise PlanError for a parent that lends nothing: it would be built, and be part of the recipe, for nothing."""
+    used = {parent for layer in (*plan.layers, *plan.outside.values()) for parent, _ in layer.sources}
+    idle = [name for number, name in enumerate(names) if number not in used]
+    if idle:
+        raise PlanError("a parent lends nothing", (), expected="parents that the merge names", got=", ".join(idle))
 
 
 def _shape(job: Job) -> schema.Shape:
@@ -226,6 +235,9 @@ def _analysis(
     if calibration.source not in sources:
         where = document.where((*key, "merge", "calibration", "source"))
         raise ConfigError("no such source", where=where, expected=", ".join(sources), got=calibration.source)
+    if sources[calibration.source].shape is not None:
+        where = document.where((*key, "merge", "calibration", "source"))
+        raise ConfigError(f"`{calibration.source}` is a model, not a text", where=where, expected="a source of texts")
     parameters = calibration.model_dump(exclude={"source"}) | {"device": device}
     return Job(Recipe("analyze", parameters, (parent.id,), (sources[calibration.source].id,)), parent.shape)
 

@@ -116,7 +116,13 @@ def _colour_key(last: int, y: int) -> list[Markup]:
     key = [rect.format(_LABEL + step * 4, y, _colour(step / (steps - 1))) for step in range(steps)]
     return [
         *key,
-        _text(_LABEL + steps * 4 + 8, y + 9, f"layer 0 to {last} of the base; a line is a seam", "start", "tick"),
+        _text(
+            _LABEL + steps * 4 + 8,
+            y + 9,
+            f"layer 0 to {last} of the base; a line is a seam, bands are a mix, a white square is an inserted layer",
+            "start",
+            "tick",
+        ),
     ]
 
 

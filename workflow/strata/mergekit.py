@@ -67,6 +67,7 @@ class Parameters(Model):
     scale: Setting | None = None
     t: Setting | None = None
     normalize: bool | None = None
+    int8_mask: bool | None = None  # how mergekit saves memory in methods that are not here
 
 
 class InputSlice(Model):
@@ -89,6 +90,7 @@ class InputModel(Model):
 class MergeFile(Model):
     """A mergekit file, as far as re-layering and averaging go."""
 
+    name: str | None = None
     merge_method: Literal["passthrough", "linear", "slerp"]
     slices: list[OutputSlice] | None = Field(default=None, min_length=1)
     models: list[InputModel] | None = Field(default=None, min_length=1)
@@ -129,6 +131,11 @@ def read_request(file: Path) -> Request:
     request = Request(validate(MergeFile, document), document)
     if (request.file.slices is None) == (request.file.models is None):
         raise PlanError("give either `slices` or `models`", ()).at(document.where(()))
+    source = request.file.tokenizer_source
+    if source not in (None, "base", "union", *request.file.names):
+        raise PlanError(
+            "no such tokenizer", (), expected=f"base, union, {', '.join(request.file.names)}", got=source
+        ).at(document.where(("tokenizer_source",)))
     return request
 
 
@@ -259,7 +266,7 @@ class _Mix:
     def _require(self, name: str, source: InputSlice | None, tensor: str, height: float) -> float:
         value = self._find(name, source, tensor, height)
         if value is None:
-            raise PlanError(f"missing parameter `{name}`", (*self.key, "parameters"), expected=f"a value for {tensor}")
+            raise PlanError(f"missing parameter `{name}`", self.key, expected=f"a value for {tensor}")
         return value
 
     def _find(self, name: str, source: InputSlice | None, tensor: str, height: float) -> float | None:

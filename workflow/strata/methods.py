@@ -96,7 +96,7 @@ def repeat(n: int, blocks: Sequence[Range], times: int = 2) -> Plan:
 def slices(depths: Sequence[int], parts: Sequence[Sequence[int]], embed: int, norm: int, head: int) -> Plan:
     """Ranges of layers (parent, start, stop) of one or several parents, one after another."""
     for number, (parent, start, stop) in enumerate(parts):
-        _range(("slices", number), start, stop, depths[parent])
+        _range(("slices", number), start, stop, depths[parent], whose=_of(parent, depths))
     _limit(("slices",), sum(stop - start for _, start, stop in parts))
     order = [copy(parent, layer) for parent, start, stop in parts for layer in range(start, stop)]
     return _plan(order, embed, norm, head)
@@ -163,8 +163,8 @@ def check_least(n: int, least: int) -> None:
 
 def compose(depths: Sequence[int], first: int, last: int) -> Plan:
     """The first and last layers of each parent, one parent after another; embedding, norm and head of the first."""
-    for n in depths:
-        _ends(("first",), n, first, last)
+    for parent, n in enumerate(depths):
+        _ends(("first",), n, first, last, _of(parent, depths))
     _limit(("first",), len(depths) * (first + last))
     return Plan(
         tuple(copy(parent, layer) for parent, n in enumerate(depths) for layer in (*range(first), *range(n - last, n)))
@@ -207,17 +207,17 @@ def _within(what: str, entry: tuple[str | int, ...], value: int, low: int, high:
         raise PlanError(f"{said} is out of range", entry, expected=f"{low} to {high}: {why}", got=value)
 
 
-def _range(entry: tuple[str | int, ...], start: int, stop: int, n: int, floor: int = 0) -> None:
+def _range(entry: tuple[str | int, ...], start: int, stop: int, n: int, floor: int = 0, whose: str = "") -> None:
     if not floor <= start < stop <= n:
-        expected = f"[start, stop) with {floor} <= start < stop <= {n}: the parent has {n} layers"
+        expected = f"[start, stop) with {floor} <= start < stop <= {n}: {whose or f'the parent has {n} layers'}"
         if floor:
             expected += f", and the block before ends at {floor}"
         raise PlanError("a range of layers is empty or out of range", entry, expected=expected, got=[start, stop])
 
 
-def _ends(entry: tuple[str | int, ...], n: int, first: int, last: int) -> None:
+def _ends(entry: tuple[str | int, ...], n: int, first: int, last: int, whose: str = "") -> None:
     if first < 0 or last < 0 or not 1 <= first + last <= n:
-        expected = f"two counts that add up to 1 to {n}: the parent has {n} layers"
+        expected = f"two counts that add up to 1 to {n}: {whose or f'the parent has {n} layers'}"
         raise PlanError("the first and last layers do not fit", entry, expected=expected, got=[first, last])
 
 

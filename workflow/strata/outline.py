@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from strata.plan import Layer, Plan, seams
 
+LINES = 60  # a plan of thousands of runs says no more
+
 
 def outline(plan: Plan, names: Sequence[str]) -> list[str]:
     """A line for each run of layers, then one for the parts outside the layers, one for the seams.
@@ -15,7 +17,8 @@ def outline(plan: Plan, names: Sequence[str]) -> list[str]:
     """
     runs = list(_runs(plan))
     width = max(len(_span(first, last)) for first, last in runs)
-    lines = [f"{_span(first, last).rjust(width)}  {_told(plan, first, last, names)}" for first, last in runs]
+    lines = [f"{_span(first, last).rjust(width)}  {_told(plan, first, last, names)}" for first, last in runs[:LINES]]
+    lines += [f"and {len(runs) - LINES} more"] * (len(runs) > LINES)
     parts = plan.outside
     if len(set(parts.values())) == 1:
         told = f"embedding, norm and head: {_mix(plan.embed_from, names)}"
@@ -25,7 +28,7 @@ def outline(plan: Plan, names: Sequence[str]) -> list[str]:
         )
     found = seams(plan)
     places = ", ".join(f"{i}|{i + 1}" for i in found[:8]) + (", ..." if len(found) > 8 else "")
-    return [*lines, told, f"seams: {len(found)}" + (f" ({places})" if found else "")]
+    return [*lines, told, f"seams between its runs: {len(found)}" + (f" ({places})" if found else "")]
 
 
 def _runs(plan: Plan) -> Iterator[tuple[int, int]]:
@@ -54,7 +57,10 @@ def _mix(layer: Layer, names: Sequence[str], spans: Sequence[str] = ()) -> str:
     if layer.transform == "zero":
         return f"inserted: a copy of {sources[0]} that adds nothing"
     told = [f"{source} ({weight:g})" for source, weight in zip(sources, layer.weights, strict=True)]
-    other = "; other weights by tensor name" if layer.named else ""
+    named = [f"{name} {' and '.join(f'{weight:g}' for weight in weights)}" for name, weights in layer.named]
+    other = "; " + ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "") if named else ""
+    if len(sources) == 1:
+        return f"{sources[0]} times {layer.weights[0]:g}{other}"
     return f"{'SLERP' if layer.transform == 'slerp' else 'sum'} of {' and '.join(told)}{other}"
 
 

@@ -62,4 +62,6 @@ def _type(item: dict[str, Any]) -> str:
     if item.get("type") == "object":
         values: Any = item.get("additionalProperties") or next(iter(item.get("patternProperties", {}).values()), {})
         return f"name: {_type(values)}" if isinstance(values, dict) and values else "mapping"
-    return {"string": "text", "integer": "whole number", "boolean": "true or false"}.get(item.get("type", ""), "any")
+    return {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}.get(
+        item.get("type", ""), "any"
+    )

@@ -240,7 +240,7 @@ def to_markdown(table: Table) -> str:
 
 READING = (
     "± is one standard error over documents. Differences are paired, document by document and question by question. "
-    "Lower bits per byte and higher accuracy are better."
+    "Lower bits per byte and higher accuracy are better. Seams are counted in layers of the bases."
 )
 
 

@@ -28,7 +28,9 @@ class Model(BaseModel):
         """As `extra="forbid"`, but the error knows which keys would have been right."""
         for key in value if isinstance(value, dict) else ():
             if key not in cls.model_fields:
-                raise PydanticCustomError("unknown_key", "unknown key", {"key": key, "known": list(cls.model_fields)})
+                raise PydanticCustomError(
+                    "unknown_key", "unknown key", {"key": key, "known": list(cls.model_fields), "given": list(value)}
+                )
         return value
 
 
@@ -83,10 +85,10 @@ def validate(schema: type[AnyModel], document: Document) -> AnyModel:
 def _explain(item: ErrorDetails, document: Document) -> ConfigError:
     path = _path_in(item["loc"])
     where, kind, context = document.where(path), item["type"], item.get("ctx", {})
-    got = "" if isinstance(item["input"], dict | list) else repr(item["input"])
+    got = "" if isinstance(item["input"], dict) else repr(item["input"])[:100]
     if kind == "unknown_key":
         key, known = context["key"], context["known"]
-        near = difflib.get_close_matches(key, known, n=1)
+        near = difflib.get_close_matches(key, [name for name in known if name not in context["given"]], n=1)
         return ConfigError(
             f"unknown key `{key}`",
             where=document.where((*path, key)),
@@ -104,7 +106,10 @@ def _explain(item: ErrorDetails, document: Document) -> ConfigError:
         )
     if kind == "by_value":
         key = context["key"]
-        value = item["input"].get(key) if isinstance(item["input"], dict) else item["input"]
+        if not isinstance(item["input"], dict):
+            example = f"a mapping, such as {{{key}: {item['msg'].partition(', ')[0]}, ...}}"
+            return ConfigError("not a valid value", where=where, expected=example, got=repr(item["input"]))
+        value = item["input"].get(key)
         what = f"missing key `{key}`" if value is None else f"unknown {key}"
         return ConfigError(what, where=where, expected=item["msg"], got="" if value is None else repr(value))
     if kind == "form":

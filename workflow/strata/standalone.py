@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +14,7 @@ from strata.mergekit import plan_of, read_request
 from strata.modelfiles import find_model
 from strata.outline import outline
 from strata.restack import Draft, draft, write
-from strata.store import disk_errors
+from strata.store import disk_errors, scratch_folder, sweep
 
 PROVENANCE = "strata.json"
 
@@ -36,7 +34,7 @@ def merge_file(file: Path, out: Path | None, root: Path, configs: Sequence[str])
     if out is not None and (out.is_symlink() or out.exists()):
         raise UsageError("the output is there already", where=out, todo="name a new folder, or remove it")
     names = request.file.names
-    models = {name: open_model(_locate(name, root, configs)) for name in names}
+    models = {name: open_model(_locate(name, file, root, configs)) for name in names}
     plan = plan_of(request, models)
     if request.file.tokenizer_source:
         _check_tokenizers(list(models.values()))
@@ -44,13 +42,13 @@ def merge_file(file: Path, out: Path | None, root: Path, configs: Sequence[str])
     told = "\n".join([f"{len(plan.layers)} layers", *(f"  {line}" for line in outline(made.plan, names))])
     if out is None:
         return told
-    with disk_errors(out.parent):
+    with disk_errors(out.parent, "the folder"):
         rounding = _publish(out, made, list(models))
     changed = f"\nchange of dtype: largest relative error {rounding:.2g}" if rounding else ""
     return f"{told}{changed}\nwritten to {out}"
 
 
-def _locate(name: str, root: Path, configs: Sequence[str]) -> Path:
+def _locate(name: str, file: Path, root: Path, configs: Sequence[str]) -> Path:
     """The config.json of a model: of a folder, or else of a source of the config."""
     if (Path(name) / "config.json").is_file():
         return Path(name) / "config.json"
@@ -60,14 +58,16 @@ def _locate(name: str, root: Path, configs: Sequence[str]) -> Path:
     from strata.sources import FILES, fetch
 
     sources: dict[str, experiment.Job] = {}
-    if configs and all(Path(file).is_file() for file in configs):
+    if configs and (configs != ["config.yaml"] or Path("config.yaml").is_file()):
         config, document = schema.load(configs)
         if name in config.sources:
             sources[name] = experiment.fetch_job(config.sources[name], document, ("sources", name))
     if name not in sources:
         raise SourceError(
-            "no such model", where=name, expected="a folder with config.json, or a name in the config's `sources:`",
-            todo="models on a hub are declared in `sources:` and pinned with `strata pin`",
+            "no such model", where=file, got=name,
+            expected="a folder with config.json, or a name in the config's `sources:`",
+            todo="merge the adapter into its model first: LoRA is not applied here" if "+" in name
+            else "models on a hub are declared in `sources:` and pinned with `strata pin`",
         )  # fmt: skip
     fetched = fetch(root, sources[name].recipe, sources[name].location)
     model = find_model(fetched.path / FILES)
@@ -100,8 +100,8 @@ def _check_tokenizers(models: Sequence[Checkpoint]) -> None:
 def _publish(out: Path, made: Draft, names: Sequence[str]) -> float:
     """Write everything aside, then give it its name. Returns the largest relative error of a change of dtype."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    scratch.mkdir()
+    sweep(out.parent, f".{out.name}")
+    scratch = scratch_folder(out.parent, f".{out.name}")
     try:
         _, rounding = write(scratch, made, "merge", stored=False)
         write_config(scratch, made.config, made.shards)

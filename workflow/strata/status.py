@@ -77,11 +77,12 @@ def summary(variant: Variant) -> str:
     if not variant.parents:
         return f"init {parameters['architecture']}"
     method = parameters["method"]
-    rest = [
-        f"{key} {_short(value)}".removeprefix(f"{method} ")
-        for key, value in parameters.items()
-        if not key.endswith(("method", "_from"))
-    ]
+    told = {key: value for key, value in parameters.items() if not key.endswith(("method", "_from"))}
+    if method == "slices" and len(variant.parents) == 1:
+        told["slices"] = [[start, stop] for _, start, stop in told["slices"]]
+    rest = [f"{key} {_short(value)}".removeprefix(f"{method} ") for key, value in told.items()]
+    measured = (job.recipe.parameters for job in variant.analyses)
+    rest += [f"({on['documents']} documents, {on['tokens']} tokens)" for on in measured]
     return f"{', '.join(variant.parents)}: {' '.join([method, *rest])}"
 
 

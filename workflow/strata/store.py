@@ -171,7 +171,7 @@ def write_atomically(file: Path, data: bytes, mode: int = 0o644) -> None:
 
 
 @contextmanager
-def disk_errors(root: Path) -> Iterator[None]:
+def disk_errors(root: Path, name: str = "the store") -> Iterator[None]:
     """Turn a full or read-only disk into an error that names it."""
     try:
         yield
@@ -183,7 +183,7 @@ def disk_errors(root: Path) -> Iterator[None]:
                 "the disk is full", where=error.filename or root, got=f"{free:,} bytes free", todo=todo
             ) from None
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise SpaceError("cannot write to the store", where=error.filename or root, got=error.strerror) from None
+            raise SpaceError(f"cannot write to {name}", where=error.filename or root, got=error.strerror) from None
         raise
 
 
@@ -213,9 +213,8 @@ def _rejecting(root: Path, id: str) -> Iterator[None]:
 def _build(root: Path, recipe: Recipe, build: Callable[[Path], Built]) -> Object:
     home = root / recipe.kind
     home.mkdir(parents=True, exist_ok=True)
-    _sweep(root / "tmp", recipe.id)
-    scratch = root / "tmp" / f"{recipe.id}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
-    scratch.mkdir(parents=True)
+    sweep(root / "tmp", recipe.id)
+    scratch = scratch_folder(root / "tmp", recipe.id)
     try:
         built = build(scratch)
         manifest = _manifest(scratch, recipe, built)
@@ -226,7 +225,14 @@ def _build(root: Path, recipe: Recipe, build: Callable[[Path], Built]) -> Object
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _sweep(folder: Path, id: str) -> None:
+def scratch_folder(folder: Path, id: str) -> Path:
+    """A new folder for work in progress, under a name that tells `sweep` whose it is."""
+    scratch = folder / f"{id}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+    scratch.mkdir(parents=True)
+    return scratch
+
+
+def sweep(folder: Path, id: str) -> None:
     """Remove what processes of this machine that are dead left of the same id."""
     for path in folder.glob(f"{id}.{socket.gethostname()}.*") if folder.is_dir() else ():
         process = path.name.split(".")[-2]
