@@ -12,7 +12,7 @@ PEER := .venv-mergekit
 INSTALL ?= $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 $(VENV)/installed: envs/strata.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Strata needs Python 3.11 or newer; try: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 5) and "Strata needs Python 3.11.5 or newer; try: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) -r envs/strata.lock
 	$(INSTALL) --no-deps --no-build-isolation -e .
