@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from strata import families, store
-from strata.errors import CheckpointError
-from strata.plan import Plan, inserted, seams
+from strata.errors import CheckpointError, StoreError
+from strata.plan import Layer, Plan, inserted, seams
 from strata.recipe import canonical
 from strata.store import Built, Object, file_sha256
-from strata.tensors import Header, Spec, Tensor, encode_header, plan_header, read_header
+from strata.tensors import Header, Spec, Tensor, encode_header, plan_header, read_header, write_at
 
 _CHUNK = 4 << 20  # bytes hashed at a time
 CONFIG, INDEX, TENSORS = "config.json", "model.safetensors.index.json", "tensors.json"
@@ -134,22 +134,31 @@ def _hash(file: Path, tensor: Tensor, known: Known) -> str:
 
 def _origin(found: Object, name: str, sha256: str) -> str:
     """Where a tensor was copied from, and whether it is whole there: a wrong digest is often the parent's."""
-    plan, (layer, suffix) = Plan.from_json(found.facts["plan"]), families.split_name(name)
-    family = families.FAMILIES[found.facts["family"]]
-    source = plan.layers[layer] if layer is not None else plan.outside[families.part_of(family, name) or ""]
-    if source.transform != "copy" or not found.recipe.parents:
+    layer, places = origins(Plan.from_json(found.facts["plan"]), families.FAMILIES[found.facts["family"]], name)
+    if layer.transform != "copy" or not found.recipe.parents:
         return ""
-    parent, number = source.sources[0]
-    id, copied = found.recipe.parents[parent], name if layer is None else families.layer_name(family, number, suffix)
+    ((parent, copied),) = places
+    id = found.recipe.parents[parent]
     try:
-        opened = open_checkpoint(
-            Object(id, found.path.parent / id, json.loads((found.path.parent / id / store.MANIFEST).read_bytes()))
-        )
-        stored = opened.tensors[copied]
-        whole = _hash(opened.path / stored.file, stored.tensor, {}) == sha256
-    except (OSError, ValueError, KeyError, CheckpointError):
+        lender = store.find(found.path.parents[1], id)
+        opened = open_checkpoint(lender) if lender else None
+    except (StoreError, CheckpointError):
+        opened = None
+    if opened is None:
         return f"it was copied from {copied} of {id}, which cannot be read"
+    stored = opened.tensors[copied]
+    whole = _hash(opened.path / stored.file, stored.tensor, {}) == sha256
     return f"it was copied from {copied} of {id}, " + ("which is whole" if whole else "which is damaged too")
+
+
+def origins(plan: Plan, family: families.Family, name: str) -> tuple[Layer, list[tuple[int, str]]]:
+    """What a plan makes an output tensor of: its layer, and (parent, the tensor's name there) of each source."""
+    number, suffix = families.split_name(name)
+    if number is None:
+        layer = plan.outside[families.part_of(family, name) or ""]
+        return layer, [(parent, name) for parent, _ in layer.sources]
+    layer = plan.layers[number]
+    return layer, [(parent, families.layer_name(family, source, suffix)) for parent, source in layer.sources]
 
 
 def plan_shards(specs: Iterable[tuple[str, str, tuple[int, ...]]], config: Mapping[str, Any]) -> dict[str, Header]:
@@ -172,7 +181,7 @@ def plan_shards(specs: Iterable[tuple[str, str, tuple[int, ...]]], config: Mappi
 
 
 def copy_tokenizer(lender: Checkpoint, folder: Path) -> None:
-    """Copy tokenizer and generation config beside the weights, from the model that lends the embedding."""
+    """Copy tokenizer and generation config beside the weights, from the model that lends the config."""
     for name in CARRIED:
         if (lender.path / name).is_file():
             shutil.copyfile(lender.path / name, folder / name)
@@ -182,7 +191,7 @@ def write_shard(file: Path, header: Header, write_data: Callable[[int], None]) -
     """Write a header, then let `write_data` fill in the data through the open file."""
     handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        os.write(handle, encode_header(header))
+        write_at(handle, encode_header(header), 0)
         write_data(handle)
         written = os.fstat(handle).st_size
     finally:

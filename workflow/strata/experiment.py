@@ -194,7 +194,8 @@ def _checkpoint(
         else:
             plan = make_plan(parameters, [shape.layers for shape in shapes])
             layers = len(plan.layers)
-            _check_used(plan, variant.parent_names)
+            if len(parents) > 1:  # the only parent is always used; a sweep has thousands
+                _check_used(plan, variant.parent_names)
     except PlanError as error:
         raise error.at(document.where((*key, "merge", *error.entry))) from None
     recipe = Recipe("merge", parameters, tuple(job.id for job in parents), tuple(job.id for job in analyses))
@@ -232,21 +233,22 @@ def _analysis(
     calibration: Calibration, parent: Job, device: str, sources: dict[str, Job], document: Document, key: Key
 ) -> Job:
     """The job that measures the layers of a parent."""
-    if calibration.source not in sources:
-        where = document.where((*key, "merge", "calibration", "source"))
-        raise ConfigError("no such source", where=where, expected=", ".join(sources), got=calibration.source)
-    if sources[calibration.source].shape is not None:
-        where = document.where((*key, "merge", "calibration", "source"))
+    where = document.where((*key, "merge", "calibration", "source"))
+    text = _source(calibration.source, sources, where)
+    if text.shape is not None:
         raise ConfigError(f"`{calibration.source}` is a model, not a text", where=where, expected="a source of texts")
     parameters = calibration.model_dump(exclude={"source"}) | {"device": device}
-    return Job(Recipe("analyze", parameters, (parent.id,), (sources[calibration.source].id,)), parent.shape)
+    return Job(Recipe("analyze", parameters, (parent.id,), (text.id,)), parent.shape)
+
+
+def _source(name: str, sources: dict[str, Job], where: str) -> Job:
+    if name not in sources:
+        raise ConfigError("no such source", where=where, expected=", ".join(sources), got=name)
+    return sources[name]
 
 
 def _init(init: schema.Init, document: Document, key: Key, sources: dict[str, Job]) -> tuple[Job, Plan]:
-    where = document.where((*key, "init", "source"))
-    if init.source not in sources:
-        raise ConfigError("no such source", where=where, expected=", ".join(sources), got=init.source)
-    source = sources[init.source]
+    source = _source(init.source, sources, document.where((*key, "init", "source")))
     if source.shape is None:
         raise SourceError(
             f"`{init.source}` has no shape",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from strata.recipe import Recipe, digest
 from strata.shapes import measure
 from strata.sources import FILES
 from strata.store import Built, Object
-from strata.tensors import Header, Spec, Tensor
+from strata.tensors import Header, Spec, Tensor, write_at
 
 Read = Callable[[], Any]  # the tensor's bytes, as anything with the buffer protocol
 
@@ -68,10 +67,7 @@ def _fill(handle: int, header: Header, tensors: Mapping[str, tuple[Spec, Read]],
         data = tensors[tensor.name][1]()
         _check_finite(tensor.name, data, tensor.dtype)
         sha256[tensor.name] = digest(data)
-        view, offset = memoryview(data).cast("B"), tensor.begin
-        while view:
-            written = os.pwrite(handle, view, offset)
-            view, offset = view[written:], offset + written
+        write_at(handle, data, tensor.begin)
 
 
 def _read_safetensors(file: Path, folder: Path) -> tuple[dict[str, Any], dict[str, tuple[Spec, Read]]]:

@@ -11,8 +11,7 @@ from typing import Any
 
 from strata.errors import CheckpointError
 from strata.families import Config, depth, explicit_keys, family_of, sparse_layers
-
-Source = tuple[int, int]  # (parent, its layer)
+from strata.plan import Source
 
 LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers")  # an entry for each layer
 # Lists that can be as long as the model is deep and still say nothing of layers; so do all of token ids.

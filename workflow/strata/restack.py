@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from strata import families
-from strata.checkpoint import DTYPES, Checkpoint, Stored, plan_shards, write_shard
+from strata.checkpoint import DTYPES, Checkpoint, Stored, origins, plan_shards, write_shard
 from strata.errors import CheckpointError
 from strata.foreign import understood_config
-from strata.plan import Layer, Plan
+from strata.plan import Plan
 from strata.progress import bar
 from strata.relayer import LISTS, check_mix, relayered
-from strata.tensors import Header, Tensor, copy_range
+from strata.tensors import Header, Tensor, copy_range, write_at
 
 _CHUNK = 1 << 22  # bytes written at a time
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
@@ -76,12 +76,13 @@ def draft(plan: Plan, parents: Sequence[Checkpoint], dtype: str | None = None, l
     """
     lender = plan.embed_from.sources[0][0] if lender is None else lender
     _check_alike(parents, lender)
+    configs = [parent.config for parent in parents]
     for number, layer in enumerate(plan.layers):
-        check_mix([parent.config for parent in parents], layer.sources, number)
-    if families.tied(parents[lender].config):
+        check_mix(configs, layer.sources, number)
+    if families.tied(configs[lender]):
         plan = replace(plan, head_from=plan.embed_from)
     places = [(parent + 1, layer) for parent, layer in (layer.sources[0] for layer in plan.layers)]
-    config = relayered([parents[lender].config, *(parent.config for parent in parents)], places)
+    config = relayered([configs[lender], *configs], places)
     shards = plan_shards(_specs(plan, parents, config, dtype), config)
     _check_whole(plan, parents, shards)
     return Draft(plan, parents, config, shards, lender)
@@ -95,11 +96,11 @@ def _specs(
     family = families.family_of(config)
     seen: dict[str, str] = {}
     for name, shape in families.each_tensor(config):
-        found = _sources(plan, parents, family, name)
-        shapes = [stored.tensor.shape if stored else None for _, stored in found]
+        found = [parents[parent].tensors.get(place) for parent, place in origins(plan, family, name)[1]]
+        shapes = [stored.tensor.shape if stored else None for stored in found]
         if set(shapes) != {shape}:
             raise CheckpointError("a tensor does not fit", where=name, expected=shape, got=", ".join(map(str, shapes)))
-        for code in {wanted} if wanted else {stored.tensor.dtype for _, stored in found if stored}:
+        for code in {wanted} if wanted else {stored.tensor.dtype for stored in found if stored}:
             seen.setdefault(code, name)
         if len(seen) > 1 or not seen.keys() <= DTYPES.keys():
             raise CheckpointError(
@@ -113,9 +114,8 @@ def _specs(
 
 def part_of(made: Draft, tensor: Tensor) -> Part:
     """What a tensor of a draft is made of. Found when it is written: all at once would fill the memory."""
-    layer = _layer_of(made.plan, families.family_of(made.config), tensor.name)
-    sources = _sources(made.plan, made.parents, families.family_of(made.config), tensor.name)
-    found = tuple((parent, stored) for parent, stored in sources if stored)
+    layer, places = origins(made.plan, families.family_of(made.config), tensor.name)
+    found = tuple((made.parents[parent], made.parents[parent].tensors[name]) for parent, name in places)
     if layer.transform == "zero":
         value = families.silenced(found[0][0].config, layer.sources[0][1], families.split_name(tensor.name)[1])
         if value is not None:
@@ -152,25 +152,6 @@ def write(folder: Path, made: Draft, label: str, stored: bool = True) -> tuple[d
     finally:
         pool.shutdown(cancel_futures=True)  # after an error the rest would only fill the disk
     return sha256, rounding
-
-
-def _layer_of(plan: Plan, family: families.Family, name: str) -> Layer:
-    number, _ = families.split_name(name)
-    return plan.outside[families.part_of(family, name) or ""] if number is None else plan.layers[number]
-
-
-def _sources(
-    plan: Plan, parents: Sequence[Checkpoint], family: families.Family, name: str
-) -> list[tuple[Checkpoint, Stored | None]]:
-    """The parents' tensors that go into an output tensor; None for one that is not there."""
-    number, suffix = families.split_name(name)
-    return [
-        (
-            parents[parent],
-            parents[parent].tensors.get(name if number is None else families.layer_name(family, layer, suffix)),
-        )
-        for parent, layer in _layer_of(plan, family, name).sources
-    ]
 
 
 def _check_alike(parents: Sequence[Checkpoint], lender: int) -> None:
@@ -285,10 +266,7 @@ def _fill(
         for chunk in _constant(part, tensor) if part.transform == "fill" else _computed(part, tensor, errors):
             if sha256 is not None:
                 hasher.update(chunk)
-            view = memoryview(chunk)
-            while view:
-                written = os.pwrite(handle, view, offset)
-                view, offset = view[written:], offset + written
+            offset = write_at(handle, chunk, offset)
         if sha256 is not None:
             sha256[tensor.name] = hasher.hexdigest()
 

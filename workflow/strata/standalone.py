@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from strata.checkpoint import TOKENIZER, Checkpoint, copy_tokenizer, write_config
+from strata.checkpoint import Checkpoint, copy_tokenizer, write_config
 from strata.errors import SourceError, UsageError
 from strata.foreign import open_model
 from strata.mergekit import plan_of, read_request
@@ -17,6 +17,7 @@ from strata.restack import Draft, draft, write
 from strata.store import disk_errors, scratch_folder, sweep
 
 PROVENANCE = "strata.json"
+VOCABULARIES = ("tokenizer.json", "tokenizer.model")
 
 
 def merge_file(file: Path, out: Path | None, root: Path, configs: Sequence[str]) -> str:
@@ -82,18 +83,14 @@ def _locate(name: str, file: Path, root: Path, configs: Sequence[str]) -> Path:
 def _check_tokenizers(models: Sequence[Checkpoint]) -> None:
     """With one vocabulary, whichever tokenizer is asked for is the same; building a union is not done here."""
     contents = {
-        tuple(
-            (model.path / name).read_bytes()
-            for name in ("tokenizer.json", "tokenizer.model")
-            if (model.path / name).is_file()
-        )
+        tuple((model.path / name).read_bytes() for name in VOCABULARIES if (model.path / name).is_file())
         for model in models
     }
     if len(contents) > 1:
         raise SourceError(
             "the models' tokenizers differ", where="tokenizer_source", expected="one tokenizer",
-            got=f"{len(contents)}: {', '.join(TOKENIZER[:2])} are not the same",
-            todo="leave `tokenizer_source` out: the tokenizer comes with the embedding",
+            got=f"{len(contents)}: {', '.join(VOCABULARIES)} are not the same",
+            todo="leave `tokenizer_source` out: the tokenizer is the base model's, or that of the first model named",
         )  # fmt: skip
 
 

@@ -138,6 +138,15 @@ def _encode(tensors: Iterable[Tensor], data: int) -> bytes:
     return struct.pack("<Q", length) + text.ljust(length)
 
 
+def write_at(handle: int, data: Any, offset: int) -> int:
+    """Write all of a buffer at `offset` of an open file, however little the system takes at a time. Returns its end."""
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.pwrite(handle, view, offset)
+        view, offset = view[written:], offset + written
+    return offset
+
+
 def copy_range(source: int, begin: int, end: int, target: int, offset: int) -> None:
     """Copy bytes [begin, end) of one open file to `offset` of another, in the kernel where it can.
 
