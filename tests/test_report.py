@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from conftest import edit_manifest
+from conftest import edit_manifest, flip, tree_sha256
 from strata import figures, methods, plan, report, store
-from strata.errors import EvaluationError
+from strata.config import Shape
+from strata.errors import EvaluationError, StoreError
 from strata.experiment import Experiment, load
+from strata.job import Job
+from strata.lineage import Lineage
+from strata.recipe import Recipe
+from strata.store import Built, Object
+from strata.variant import Variant
 
 
 @pytest.fixture
@@ -66,9 +75,7 @@ def test_markdown_has_errors_on_every_number(experiment: Experiment) -> None:
     )
 
 
-def test_the_page_is_self_contained_and_well_formed(experiment: Experiment) -> None:
-    page = (ROOT / "report" / "report.html").read_text()
-
+def check_page(page: str, pictures: int) -> None:
     class Reader(HTMLParser):
         def __init__(self) -> None:
             super().__init__()
@@ -90,8 +97,14 @@ def test_the_page_is_self_contained_and_well_formed(experiment: Experiment) -> N
     reader = Reader()
     reader.feed(page)
     assert (reader.stack, reader.links) == ([], [])
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == pictures
     assert "http" not in page
+
+
+def test_the_page_is_self_contained_and_well_formed(experiment: Experiment) -> None:
+    page = (ROOT / "report" / "report.html").read_text()
+    check_page(page, pictures=3)
+    assert "Recovery" not in page and "trained" not in page
 
 
 def test_a_score_of_other_weights_is_refused(experiment: Experiment) -> None:
@@ -115,6 +128,28 @@ def test_scores_of_other_requests_are_not_compared(experiment: Experiment) -> No
     edit_manifest(manifest, lambda manifest: manifest["facts"]["scores"]["next"].update(requests="0" * 64))
     with pytest.raises(EvaluationError, match="answered different requests"):
         report.write_report(ROOT, experiment)
+
+
+def test_a_trained_variant_is_traced_once_although_its_manifest_has_its_parents_plan() -> None:
+    """Told twice, layer 5 of a model of 4 layers stacked to 6 would be looked up in the base."""
+    stacked, again = methods.dus(4, 1, 1), methods.dus(6, 0, 0)
+    made = {
+        "base": ((), "init", plan.identity(4)),
+        "dus": (("base",), "merge", stacked),
+        "healed": (("dus",), "pretrain", stacked),
+        "twice": (("healed",), "merge", again),
+    }
+    shape = Shape(family="llama", layers=4, parameters=10, bytes=20, dtype="bfloat16")
+    variants = {
+        name: Variant(name, parents, Job(Recipe(operation, {"of": name}), shape), None, Lineage(None, ""))
+        for name, (parents, operation, _) in made.items()
+    }
+    plans = {variants[name].job.id: made[name][2] for name in made}
+    found = Experiment("cpu", (), {}, variants, {})
+    known: dict[str, plan.Plan] = {}
+    traced = report.trace(lambda id: Object(id, ROOT, {"facts": {"plan": plans[id].to_json()}}), found, "twice", known)
+    assert known["healed"] == known["dus"] == stacked
+    assert [layer.sources[0][1] for layer in traced.layers] == [0, 1, 2, 1, 2, 3] * 2
 
 
 def test_a_layer_plan_draws_each_layer_with_its_source() -> None:
@@ -146,10 +181,116 @@ def test_pictures_of_large_sweeps_say_what_they_leave_out() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(0.96, 2.35), (0.25, 0.63), (0, 0), (-3, 1000), (1e-6, 2e-6)])
 def test_ticks_are_few_round_and_enclose(low: float, high: float) -> None:
-    ticks = figures._ticks(low, high)
+    ticks = figures.round_numbers(low, high)
     assert ticks[0] <= low and ticks[-1] >= high
     assert 2 <= len(ticks) <= 9
 
 
 def test_names_cannot_break_the_page() -> None:
     assert "<script>" not in figures.scores("<script>", [("<script>", 1.0, 0.1)], None)
+
+
+TRAINED = """\
+  healed: {parent: dus, pretrain: {<run>, stop: {recovered: base}}}
+  control: {parent: base, pretrain: {<run>}}
+  again: {parent: healed, pretrain: {<run>, seed: 2}}
+  blind: {parent: dus, pretrain: {data: {prose: 1.0}, tokens: 9_600, length: 32, batch: 4}}
+""".replace("<run>", "data: {prose: 1.0}, heldout: {source: verse, tokens: 256}, tokens: 12_800, length: 32, batch: 4")
+LOSSES = {"healed": [3.75, 3.25, 2.9375], "control": [3.0, 2.875, 2.8125, 2.75], "again": [2.9375, 2.8125], "blind": []}
+
+
+@pytest.fixture
+def trained(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+    """The small experiment with four variants more, as if they had been trained and scored."""
+    monkeypatch.chdir(finished)
+    config = Path("config.yaml").read_text()
+    for name in ("prose", "verse"):
+        Path(name).mkdir()
+        (Path(name) / "text.txt").write_text(f"Some {name} that no suite has.")
+        config = config.replace(
+            "variants:", f"  {name}: {{path: {name}, sha256: {tree_sha256(Path(name))}}}\nvariants:"
+        )
+    Path("config.yaml").write_text(config.replace("suites:", TRAINED + "suites:"))
+    experiment = load(["config.yaml"])
+    for name, losses in LOSSES.items():
+        publish_trained(experiment, name, losses)
+    report.write_report(ROOT, experiment)
+    return experiment
+
+
+def publish_trained(experiment: Experiment, name: str, losses: list[float]) -> None:
+    """A checkpoint with a curve, a measurement every 3,200 tokens; its parent's scores are its own."""
+    variant = experiment.variants[name]
+    above = experiment.variants[variant.parents[0]]
+    parent = store.require(ROOT, above.job.id)
+    base = experiment.variants["base"].job.id
+    recovered = "stop" in variant.job.recipe.parameters
+    tokens = 3200 * (len(losses) - 1 if losses else 3)
+    curve: dict[str, Any] = {
+        "steps": [{"step": n, "tokens": 128 * (n + 1), "loss": 3.0} for n in range(tokens // 128)],
+        "heldout": [{"step": 25 * n, "tokens": 3200 * n, "loss": loss} for n, loss in enumerate(losses)],
+        "reference": {"id": base, "loss": 3.0} if recovered else None,
+        "ended": "recovered" if recovered else "budget",
+        "data": {},
+    }
+
+    def train(folder: Path) -> Built:
+        (folder / "curve.json").write_text(json.dumps(curve))
+        return Built(facts=parent.facts | {"made_from": {parent.id: parent.digest}})
+
+    checkpoint = store.publish(ROOT, variant.job.recipe, train)
+    for job, other in zip(variant.evaluations, above.evaluations, strict=True):
+        scored = store.require(ROOT, other.id)
+
+        def score(folder: Path, scored: Object = scored) -> Built:
+            shutil.copytree(scored.path, folder, dirs_exist_ok=True)
+            folder.chmod(0o755)
+            (folder / store.MANIFEST).unlink()
+            return Built(facts=scored.facts | {"checkpoint_digest": checkpoint.digest})
+
+        store.publish(ROOT, job.recipe, score)
+
+
+def test_what_training_did_is_in_the_table(trained: Experiment) -> None:
+    table = {row["variant"]: row for row in rows()}
+    columns = ("trained_tokens", "heldout_before", "heldout_after", "ended")
+    assert {name: tuple(row[column] for column in columns) for name, row in table.items()} == {
+        **dict.fromkeys(("base", "dus", "same", "stacked"), ("", "", "", "")),
+        "healed": ("6400", "3.75", "2.9375", "recovered"),
+        "control": ("9600", "3.0", "2.75", "budget"),
+        "again": ("3200", "2.9375", "2.8125", "budget"),
+        "blind": ("9600", "", "", "budget"),
+    }
+
+
+def test_markdown_has_the_loss_before_and_after_training(trained: Experiment) -> None:
+    head, _, *lines = (ROOT / "report" / "scores.md").read_text().splitlines()
+    cells = {line.split(" | ")[0].strip("| "): line.split(" | ")[5:7] for line in lines if line.startswith("|")}
+    assert head.split(" | ")[5:7] == ["tokens trained", "held-out loss"]
+    assert cells["healed"] == ["6,400", "3.750 → 2.938"]
+    assert [cell.strip() for cell in cells["dus"] + cells["blind"]] == ["", "", "9,600", ""]
+    assert "recovery curve" in lines[-1]
+
+
+def test_the_page_shows_how_each_variant_recovered(trained: Experiment) -> None:
+    page = (ROOT / "report" / "report.html").read_text()
+    check_page(page, pictures=4)
+    chart = next(part for part in page.split("<svg")[1:] if "polyline" in part)
+    assert chart.count("<polyline") == 3
+    assert "verse: 256 held-out tokens, 32 at a time, in float32" in chart
+    assert "healed: 2.9375 nats after 6,400 tokens: recovered" in chart
+    for told in ("3.000, reference", "2.750, control", "2.812, after healed"):
+        assert told in chart
+    assert "Losses of two charts do not compare" not in page
+
+
+def test_a_report_with_curves_is_the_same_bytes_again(trained: Experiment) -> None:
+    before = (ROOT / "report" / "report.html").read_bytes()
+    report.write_report(ROOT, trained)
+    assert (ROOT / "report" / "report.html").read_bytes() == before
+
+
+def test_a_damaged_curve_is_no_report(trained: Experiment) -> None:
+    flip(store.require(ROOT, trained.variants["healed"].job.id).path / "curve.json", 40)
+    with pytest.raises(StoreError, match="damaged"):
+        report.write_report(ROOT, trained)

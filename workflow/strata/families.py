@@ -20,6 +20,7 @@ Shape = tuple[int, ...]
 _LAYER = re.compile(r"(?:model\.layers|transformer\.h)\.(0|[1-9][0-9]*)\.(.+)")
 _UNKNOWN_PARTS = ("add_cross_attention", "per_layer_config")  # true, they add tensors or change some layers' shapes
 _EXPERT = re.compile(r"\.experts\.[0-9]+\.")
+_NORM = re.compile(r".*(?:norm|\bln_[12f])\.(?:weight|bias)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +230,11 @@ def part_of(family: Family, name: str) -> str | None:
     """Which part of the model a tensor outside the layers is: embed, norm or head; None for any other name."""
     parts = (("embed", family.embed), ("norm", family.norm), ("head", (family.head,)))
     return next((part for part, names in parts if name in names), None)
+
+
+def is_norm(name: str) -> bool:
+    """Whether a tensor is a norm's: of a layer, of queries and keys, or the final one."""
+    return _NORM.fullmatch(name) is not None
 
 
 def canonical_name(model_type: str, name: str) -> str | None:

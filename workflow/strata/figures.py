@@ -15,7 +15,7 @@ from strata.plan import Layer, Plan
 
 _RECT = Markup('<rect x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}" fill="{}"/>')
 ROWS = 100  # more are not drawn; the figure says so
-_WIDTH, _LABEL, _ROW = 960, 150, 26
+WIDTH, _LABEL, _ROW = 960, 150, 26
 # viridis, from its start to its end: equal steps look equal, also to colour-blind readers and in print.
 _VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 
@@ -28,11 +28,11 @@ def layer_plans(rows: Sequence[tuple[str, Plan, tuple[int, ...]]], names: Sequen
     shown = rows[:ROWS]
     deepest = max(len(plan.layers) for _, plan, _ in rows)
     last = max(source for _, plan, _ in rows for layer in plan.layers for _, source in layer.sources)
-    cell = (_WIDTH - _LABEL - 10) / deepest
+    cell = (WIDTH - _LABEL - 10) / deepest
     parts: list[Markup] = []
     for number, (name, plan, seams) in enumerate(shown):
         y = number * _ROW
-        parts.append(_text(_LABEL - 10, y + 17, name, "end"))
+        parts.append(text(_LABEL - 10, y + 17, name, "end"))
         for position, layer in enumerate(plan.layers):
             left, width = _LABEL + position * cell, max(cell - 0.6, 0.4)
             parts.append(Markup("<g><title>{}</title>").format(f"{name}: layer {position} is {_told(layer, names)}"))
@@ -47,12 +47,12 @@ def layer_plans(rows: Sequence[tuple[str, Plan, tuple[int, ...]]], names: Sequen
             parts.append(Markup('<line x1="{}" x2="{}" y1="{}" y2="{}" class="seam"/>').format(x, x, y - 1, y + 25))
     bottom = len(shown) * _ROW
     for position in range(0, deepest + 1, 10 if deepest <= 100 else 50):
-        parts.append(_text(_LABEL + position * cell, bottom + 18, str(position), "middle", "tick"))
-    parts.append(_text(_WIDTH - 10, bottom + 36, "output layer, from the embedding to the head", "end", "tick"))
+        parts.append(text(_LABEL + position * cell, bottom + 18, str(position), "middle", "tick"))
+    parts.append(text(WIDTH - 10, bottom + 36, "output layer, from the embedding to the head", "end", "tick"))
     parts += _colour_key(last, bottom + 26)
     if len(rows) > ROWS:
-        parts.append(_text(_LABEL, bottom + 56, f"the first {ROWS} of {len(rows)} variants", "start", "tick"))
-    return _svg(parts, bottom + 62, "Which layer of the base sits where in each variant")
+        parts.append(text(_LABEL, bottom + 56, f"the first {ROWS} of {len(rows)} variants", "start", "tick"))
+    return svg(parts, bottom + 62, "Which layer of the base sits where in each variant")
 
 
 def _told(layer: Layer, names: Sequence[str]) -> str:
@@ -67,33 +67,33 @@ def scores(title: str, rows: Sequence[tuple[str, float, float]], guess: float | 
     """A dot with its 95 % interval for each (name, value, standard error); dashed: the first row, and guessing."""
     shown = rows[:ROWS]
     edges = [value + side * 1.96 * error for _, value, error in shown for side in (-1, 1)]
-    ticks = _ticks(min([*edges, *([guess] if guess is not None else [])]), max(edges))
+    ticks = round_numbers(min([*edges, *([guess] if guess is not None else [])]), max(edges))
     low, high, top = ticks[0], ticks[-1], 38
 
     def x(value: float) -> float:
-        return _LABEL + (value - low) / (high - low) * (_WIDTH - _LABEL - 20)
+        return _LABEL + (value - low) / (high - low) * (WIDTH - _LABEL - 20)
 
     bottom = top + len(shown) * _ROW
-    parts = [_text(_LABEL, 14, title, "start")]
+    parts = [text(_LABEL, 14, title, "start")]
     for place in ticks:
-        parts.append(_text(x(place), bottom + 18, f"{place:.10g}", "middle", "tick"))
+        parts.append(text(x(place), bottom + 18, f"{place:.10g}", "middle", "tick"))
     for guide, label in ((shown[0][1], shown[0][0]), (guess, "chance")):
         if guide is not None:
             line = Markup('<line x1="{0:.2f}" x2="{0:.2f}" y1="{1}" y2="{2}" class="guide"/>')
-            parts += [line.format(x(guide), top, bottom), _text(x(guide), top - 4, label, "middle", "tick")]
+            parts += [line.format(x(guide), top, bottom), text(x(guide), top - 4, label, "middle", "tick")]
     for number, (name, value, error) in enumerate(shown):
         y = top + number * _ROW + 13
-        parts.append(_text(_LABEL - 10, y + 4, name, "end"))
+        parts.append(text(_LABEL - 10, y + 4, name, "end"))
         bar = Markup('<line x1="{:.2f}" x2="{:.2f}" y1="{y}" y2="{y}" class="interval"/>')
         parts.append(bar.format(x(value - 1.96 * error), x(value + 1.96 * error), y=y))
         dot = Markup('<circle cx="{:.2f}" cy="{}" r="5" class="dot"><title>{}</title></circle>')
         parts.append(dot.format(x(value), y, f"{name}: {value:.4f} ± {error:.4f}"))
     if len(rows) > ROWS:
-        parts.append(_text(_LABEL, bottom + 36, f"the first {ROWS} of {len(rows)} variants", "start", "tick"))
-    return _svg(parts, bottom + (40 if len(rows) > ROWS else 24), title)
+        parts.append(text(_LABEL, bottom + 36, f"the first {ROWS} of {len(rows)} variants", "start", "tick"))
+    return svg(parts, bottom + (40 if len(rows) > ROWS else 24), title)
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def round_numbers(low: float, high: float) -> list[float]:
     """Round numbers in equal steps that enclose low..high, four to nine of them."""
     span = max(high - low, 1e-9)
     power = 10.0 ** math.floor(math.log10(span))
@@ -116,7 +116,7 @@ def _colour_key(last: int, y: int) -> list[Markup]:
     key = [rect.format(_LABEL + step * 4, y, _colour(step / (steps - 1))) for step in range(steps)]
     return [
         *key,
-        _text(
+        text(
             _LABEL + steps * 4 + 8,
             y + 9,
             f"layer 0 to {last} of the base; a line is a seam, bands are a mix, a white square is an inserted layer",
@@ -126,10 +126,10 @@ def _colour_key(last: int, y: int) -> list[Markup]:
     ]
 
 
-def _text(x: float, y: float, text: str, anchor: str, kind: str = "label") -> Markup:
-    return Markup('<text x="{:.1f}" y="{}" text-anchor="{}" class="{}">{}</text>').format(x, y, anchor, kind, text)
+def text(x: float, y: float, words: str, anchor: str, kind: str = "label") -> Markup:
+    return Markup('<text x="{:.1f}" y="{}" text-anchor="{}" class="{}">{}</text>').format(x, y, anchor, kind, words)
 
 
-def _svg(parts: Sequence[Markup], height: int, title: str) -> Markup:
-    head = Markup('<svg viewBox="0 -4 {} {}" role="img" aria-label="{}">').format(_WIDTH, height + 4, title)
+def svg(parts: Sequence[Markup], height: int, title: str) -> Markup:
+    head = Markup('<svg viewBox="0 -4 {} {}" role="img" aria-label="{}">').format(WIDTH, height + 4, title)
     return head + Markup("\n").join(parts) + Markup("</svg>")

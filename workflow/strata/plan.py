@@ -117,6 +117,11 @@ def seams(plan: Plan) -> tuple[int, ...]:
     return tuple(i for i in range(len(places) - 1) if not _joined(places[i], places[i + 1]))
 
 
+def beside_seams(plan: Plan) -> tuple[int, ...]:
+    """The output layers on either side of a seam."""
+    return tuple(sorted({layer for i in seams(plan) for layer in (i, i + 1)}))
+
+
 def _place(layer: Layer) -> tuple[tuple[int, ...], int] | None:
     """(parents, the one layer number that they lend), or None where there is no such number."""
     numbers = {number for _, number in layer.sources}

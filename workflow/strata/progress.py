@@ -7,6 +7,7 @@ import sys
 from typing import Any, TextIO
 
 DELAY = 10.0  # seconds
+log_file = ""  # where everything else goes, once `log_to` was called
 terminal: TextIO = sys.stderr  # what the job was started with; `log_to` moves everything else into the log
 
 
@@ -23,7 +24,8 @@ def bar(name: str, total: int | None, unit: str = "it") -> Any:
 
 def log_to(path: str) -> None:
     """Send what this process and its libraries print to a file; bars and errors still reach the terminal."""
-    global terminal
+    global terminal, log_file
+    log_file = path
     terminal = os.fdopen(os.dup(2), "w", buffering=1)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     sys.stdout.flush()

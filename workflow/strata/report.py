@@ -6,18 +6,21 @@ scores are compared only when every request behind them was the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from strata import figures, plan, status, store
+from strata import charts, figures, plan, status, store
+from strata.curves import Curve, Heldout, comparable, read_curve
 from strata.errors import EvaluationError
 from strata.evaluate import read_samples
-from strata.experiment import Experiment, Variant
+from strata.experiment import Experiment
 from strata.plan import Plan
+from strata.recipe import TRAINING
 from strata.statistics import METRICS, Estimate, Samples, chance, difference, measure
 from strata.store import Object
+from strata.variant import Variant
 
 Require = Callable[[str], Object]  # id -> the object, opened and checked once
 NAMES = {"bits_per_byte": "bits per byte", "acc_norm": "accuracy"}
@@ -50,7 +53,8 @@ class Score:
 class Row:
     """A variant: what it is, and a score for each column.
 
-    `plan` counts in layers of `bases`, the variants without parents that it goes back to.
+    `plan` counts in layers of `bases`, the variants without parents that it goes back to. `curve` is what training
+    left, None for a variant that was not trained itself.
     """
 
     name: str
@@ -64,12 +68,18 @@ class Row:
     bases: tuple[str, ...]
     seams: tuple[int, ...]
     scores: tuple[Score, ...]
+    curve: Curve | None
 
 
 @dataclass(frozen=True)
 class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...] = field(repr=False)
+
+    @property
+    def curves(self) -> tuple[Curve, ...]:
+        """Those of the rows that were trained: where there are none, the report does not speak of training."""
+        return tuple(row.curve for row in self.rows if row.curve)
 
 
 def write_report(root: Path, experiment: Experiment) -> Path:
@@ -97,14 +107,23 @@ def collect(root: Path, experiment: Experiment) -> Table:
     keys = [(suite.suite, task) for suite in experiment.suites for task in suite.tasks]
     columns = tuple(_column(*key, first[key][0]) for key in keys)
     traced: dict[str, Plan] = {}
+    names = _names(experiment)
     rows = tuple(
-        _row(require, experiment, variant, columns, samples, traced) for variant in experiment.variants.values()
+        _row(require, experiment, variant, columns, samples, traced, names) for variant in experiment.variants.values()
     )
     return Table(columns, rows)
 
 
 def _column(suite: str, task: str, found: Samples) -> Column:
     return Column(suite, task, METRICS[found.kind], len(found.items), chance(found))
+
+
+def _names(experiment: Experiment) -> dict[str, str]:
+    """The names of each checkpoint, by id: two variants of one recipe are one checkpoint."""
+    names: dict[str, list[str]] = {}
+    for variant in experiment.variants.values():
+        names.setdefault(variant.job.id, []).append(variant.name)
+    return {id: ", ".join(found) for id, found in names.items()}
 
 
 def base_of(experiment: Experiment, name: str) -> str:
@@ -126,9 +145,13 @@ def trace(require: Require, experiment: Experiment, name: str, known: dict[str, 
         if unknown:
             waiting += unknown
             continue
-        made = Plan.from_json(require(variant.job.id).facts["plan"])
+        waiting.pop()
         parents = [known[parent] for parent in variant.parents]
-        known[waiting.pop()] = plan.trace(made, parents) if parents else plan.of(names.index(variant.name), made)
+        if variant.job.recipe.operation in TRAINING:
+            known[variant.name] = parents[0]  # its manifest has its parent's plan, which is told in there already
+            continue
+        made = Plan.from_json(require(variant.job.id).facts["plan"])
+        known[variant.name] = plan.trace(made, parents) if parents else plan.of(names.index(variant.name), made)
     return known[name]
 
 
@@ -169,6 +192,7 @@ def _row(
     columns: tuple[Column, ...],
     samples: dict[str, dict[tuple[str, str], tuple[Samples, str]]],
     traced: dict[str, Plan],
+    named: Mapping[str, str],
 ) -> Row:
     base = base_of(experiment, variant.name)
     scores = []
@@ -201,6 +225,7 @@ def _row(
         bases=tuple(names[base] for base in bases),
         seams=plan.seams(layers),
         scores=tuple(scores),
+        curve=read_curve(checkpoint, named) if checkpoint.recipe.operation in TRAINING else None,
     )
 
 
@@ -214,6 +239,8 @@ def to_csv(table: Table) -> str:
             "variant": row.name, "made_by": row.made_by, "base": row.base, "layers": row.layers,
             "parameters": row.parameters, "seams": len(row.seams),
         }  # fmt: skip
+        if table.curves:
+            record |= _trained(row.curve)
         for column, score in zip(table.columns, row.scores, strict=True):
             key = f"{column.suite}/{column.task}/{column.metric}"
             record[key], record[f"{key}/error"] = score.estimate.value, score.estimate.error
@@ -223,25 +250,52 @@ def to_csv(table: Table) -> str:
     return str(pd.DataFrame(records).to_csv(index=False, lineterminator="\n"))
 
 
+def _trained(curve: Curve | None) -> dict[str, object]:
+    """The columns of a variant's training. "" and not None, which pandas would turn whole numbers into floats for."""
+    keys = ("trained_tokens", "heldout_before", "heldout_after", "ended")
+    if curve is None:
+        return dict.fromkeys(keys, "")
+    before, after = (curve.points[0][1], curve.points[-1][1]) if curve.points else ("", "")
+    return dict(zip(keys, (curve.tokens, before, after, curve.ended), strict=True))
+
+
 def to_markdown(table: Table) -> str:
     """The table for people, with a line on how to read it."""
     head = ["variant", "made by", "layers", "parameters", "seams"]
+    head += ["tokens trained", "held-out loss"] * bool(table.curves)
     for column in table.columns:
         head += [column.title, "difference to base"]
     lines = [head, ["---", "---"] + ["---:"] * (len(head) - 2)]
     for row in table.rows:
         cells = [row.name, row.made_by, str(row.layers), millions(row.parameters), str(len(row.seams))]
+        if table.curves:
+            cells += [f"{row.curve.tokens:,}", change(row.curve)] if row.curve else ["", ""]
         for score in row.scores:
             cells += [number(score.estimate), number(score.delta, signed=True) if score.delta else ""]
         lines.append(cells)
     body = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"{body}\n\n{READING}\n"
+    return f"{body}\n\n{reading(table)}\n"
 
 
 READING = (
     "± is one standard error over documents. Differences are paired, document by document and question by question. "
     "Lower bits per byte and higher accuracy are better. Seams are counted in layers of the bases."
 )
+
+TRAINED = (
+    " Tokens trained are a variant's own, without those of its parents. The held-out loss is in nats per token, before "
+    "and after; it compares with losses on the same held-out text alone. The recovery curve shows what lies between."
+)
+
+
+def reading(table: Table) -> str:
+    """How to read the table, as far as its columns go."""
+    return READING + TRAINED * bool(table.curves)
+
+
+def change(curve: Curve) -> str:
+    """`3.842 → 3.012`, or nothing where no text was held out."""
+    return f"{curve.points[0][1]:.3f} → {curve.points[-1][1]:.3f}" if curve.points else ""
 
 
 def number(estimate: Estimate, signed: bool = False) -> str:
@@ -262,12 +316,15 @@ def to_html(table: Table, experiment: Experiment) -> str:
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"number": number, "millions": millions}
+    environment.filters |= {"number": number, "millions": millions, "change": change}
     return environment.get_template("report.html").render(
         table=table,
         suites=experiment.suites,
         device=experiment.device,
-        reading=READING,
+        reading=reading(table),
+        recovery=[
+            charts.recovery(_title(experiment, heldout), curves) for heldout, curves in comparable(table.curves).items()
+        ],
         plans=figures.layer_plans([(row.name, row.plan, row.seams) for row in table.rows], list(experiment.variants)),
         charts=[
             figures.scores(
@@ -278,3 +335,11 @@ def to_html(table: Table, experiment: Experiment) -> str:
             for i, column in enumerate(table.columns)
         ],
     )
+
+
+def _title(experiment: Experiment, heldout: Heldout) -> str:
+    """What a chart's losses are of, in words: tokens of a source of the config."""
+    names = {job.id: name for name, job in experiment.sources.items()}
+    job = experiment.jobs.get(heldout.source)
+    source = next((names[id] for id in job.recipe.sources if id in names), heldout.source) if job else heldout.source
+    return f"{source}: {heldout.tokens:,} held-out tokens, {heldout.length:,} at a time, in {heldout.dtype}"

@@ -125,10 +125,13 @@ def part_of(made: Draft, tensor: Tensor) -> Part:
     return Part(layer.transform, found, layer.weights_of(tensor.name))
 
 
-def write(folder: Path, made: Draft, label: str, stored: bool = True) -> tuple[dict[str, str], float]:
+def write(
+    folder: Path, made: Draft, label: str, stored: bool = True, files: Sequence[str] | None = None
+) -> tuple[dict[str, str], float]:
     """Write the files of a draft. Returns each tensor's sha256, and the largest relative error of a change of dtype.
 
     Args:
+        files: which of them; by default all.
         stored: the parents are objects of the store, which never change: link to their files, and find the sha256 of
             what is not copied. Otherwise nothing is linked, and no sha256 is returned.
 
@@ -137,8 +140,8 @@ def write(folder: Path, made: Draft, label: str, stored: bool = True) -> tuple[d
     """
     sha256: dict[str, str] = {}
     rounding = 0.0
-    files, workers = list(made.shards), min(8, os.cpu_count() or 1)
-    size = min(16, -(-len(files) // (8 * workers)))  # of a job: thousands of small shards, or few large ones
+    files, workers = list(made.shards) if files is None else files, min(8, os.cpu_count() or 1)
+    size = max(1, min(16, -(-len(files) // (8 * workers))))  # of a job: thousands of small shards, or few large ones
     batches = [files[start : start + size] for start in range(0, len(files), size)]
     pool = ThreadPoolExecutor(workers)
     try:

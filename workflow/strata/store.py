@@ -164,7 +164,7 @@ def write_atomically(file: Path, data: bytes, mode: int = 0o644) -> None:
     try:
         scratch.write_bytes(data)
         scratch.chmod(mode)
-        _sync(scratch)
+        sync(scratch)
         scratch.replace(file)
     finally:
         scratch.unlink(missing_ok=True)
@@ -277,8 +277,8 @@ def _seal(folder: Path) -> None:
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_file():
             path.chmod(0o444)
-        _sync(path)
-    _sync(folder)
+        sync(path)
+    sync(folder)
 
 
 def _rename(root: Path, scratch: Path, made: Object) -> Object:
@@ -297,7 +297,7 @@ def _rename(root: Path, scratch: Path, made: Object) -> Object:
                 todo="report it: this operation must not depend on the machine",
             ) from None
         return won
-    _sync(made.path.parent)
+    sync(made.path.parent)
     _lock(made.path)
     return made
 
@@ -372,7 +372,7 @@ def _mark(root: Path) -> None:
         )
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,0 +1,452 @@
+"""Training from the store into the store: what it writes, what it leaves alone, and that it can stop and go on."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lessons
+from conftest import edit_manifest
+from lessons import TOKENS, curve, losses, weights
+from models import SMALL, build
+from strata import checkpoint, store
+from strata.errors import Preempted, TrainingError
+from strata.recipe import Recipe
+from strata.train import loop
+from strata.train.operation import home, train
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "results"
+
+
+def stopping(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """Let a signal come while these steps run, one after another."""
+    once = set(steps)
+    step = loop._step
+
+    def interrupted(run: Any, state: Any) -> None:
+        step(run, state)
+        if state.step in once:
+            once.discard(state.step)
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGUSR2)
+
+    monkeypatch.setattr(loop, "_step", interrupted)
+
+
+# What it writes
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_every_family_trains_and_comes_out_as_a_checkpoint_that_loads(root: Path, family: str) -> None:
+    base = lessons.base(root, family)
+    done = train(root, lessons.pretraining(base, lessons.text(root, base), steps=4))
+    checkpoint.verify(done)
+    assert losses(done)[-1] < losses(done)[0]
+    before, after = weights(base), weights(done)
+    assert {name: (t.dtype, t.shape) for name, t in before.items()} == {n: (t.dtype, t.shape) for n, t in after.items()}
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(done.path, output_loading_info=True, use_safetensors=True)
+    assert not any(info.values())
+    same = lessons.merged(root, base, method="slices", slices=[[0, 0, 4]], embed_from=0, norm_from=0, head_from=0)
+    assert (done.path / "config.json").read_bytes() == (same.path / "config.json").read_bytes()
+
+
+def test_a_run_takes_its_parents_plan_and_says_what_it_did(root: Path) -> None:
+    base = lessons.base(root)
+    parent = lessons.merged(root, base, method="block_expansion", groups=2, copies=1, position="even")
+    data = lessons.text(root, base)
+    done = train(root, lessons.pretraining(parent, data, heldout={"source": 0, "tokens": 64}, train="new"))
+    facts = done.facts
+    assert facts["plan"] == parent.facts["plan"] and facts["inserted"] == parent.facts["inserted"] == [2, 5]
+    assert facts["made_from"] == {parent.id: parent.digest, data.id: data.digest}
+    told = facts["training"]
+    assert (told["ended"], told["steps"]) == ("budget", 6)
+    assert told["heldout"] == [curve(done)["heldout"][0]["loss"], curve(done)["heldout"][-1]["loss"]]
+    assert told["trained"] == sum(weights(done)[name].numel() for name in weights(done) if ".2." in name or ".5." in name)
+
+
+def test_nothing_in_the_object_depends_on_the_clock(root: Path, tmp_path: Path) -> None:
+    base = lessons.base(root)
+    done = train(root, lessons.pretraining(base, lessons.text(root, base)))
+    again = tmp_path / "again" / "results"
+    other = lessons.base(again)
+    twin = train(again, lessons.pretraining(other, lessons.text(again, other)))
+    assert done.manifest == twin.manifest
+
+
+def test_the_state_of_a_run_goes_when_its_checkpoint_stands_and_the_log_stays(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STRATA_SNAPSHOT_SECONDS", "0")
+    base = lessons.base(root)
+    done = train(root, lessons.pretraining(base, lessons.text(root, base)))
+    assert [path.name for path in home(root, done.id).iterdir()] == ["log.jsonl"]
+    lines = [json.loads(line) for line in (home(root, done.id) / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert all(
+        {"tokens", "loss", "lr", "grad_norm", "tokens_per_second", "mfu", "memory_mb"} <= line.keys() for line in lines
+    )
+
+
+def test_what_is_there_already_is_not_trained_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = lessons.base(root)
+    recipe = lessons.pretraining(base, lessons.text(root, base))
+    done = train(root, recipe)
+    monkeypatch.setattr(loop, "_step", lambda *_: pytest.fail("a step"))
+    assert train(root, recipe).digest == done.digest
+
+
+def test_the_stored_dtype_is_the_parents_or_the_one_that_is_asked_for(root: Path) -> None:
+    base = lessons.base(root)
+    data = lessons.text(root, base)
+    assert train(root, lessons.pretraining(base, data, steps=2)).facts["dtype"] == "bfloat16"
+    done = train(root, lessons.pretraining(base, data, steps=2, stored="float32", train=[1]))
+    assert done.facts["dtype"] == "float32"
+    before, after = weights(base), weights(done)
+    assert all(value.dtype == torch.float32 for value in after.values())
+    assert all(torch.equal(before[name].float(), after[name]) for name in before if ".1." not in name)
+    assert not torch.equal(before["model.layers.1.mlp.up_proj.weight"].float(), after["model.layers.1.mlp.up_proj.weight"])
+
+
+# What it leaves alone
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("merge", "train_", "moves"),
+    [
+        ({"method": "block_expansion", "groups": 2, "copies": 1, "position": "even"}, "new", lambda name: ".2." in name or ".5." in name),
+        ({"method": "block_expansion", "groups": 2, "copies": 1, "position": "even"}, "new+norms", lambda name: ".2." in name or ".5." in name or "norm" in name),
+        ({"method": "dus", "drop": [1, 1]}, "seams", lambda name: ".2." in name or ".3." in name),
+        ({"method": "dus", "drop": [1, 1]}, [0, 4], lambda name: ".0." in name or ".4." in name),
+        ({"method": "dus", "drop": [1, 1]}, "all", lambda name: True),
+    ],
+)  # fmt: skip
+def test_frozen_tensors_come_out_bit_equal_and_the_others_move(
+    root: Path, merge: dict[str, Any], train_: Any, moves: Any, dtype: str
+) -> None:
+    base = lessons.base(root)
+    parent = lessons.merged(root, base, **merge)
+    recipe = lessons.pretraining(parent, lessons.text(root, base), train=train_, dtype=dtype, learning_rate=2e-2, stored="bfloat16")
+    done = train(root, recipe)
+    before, after = weights(parent), weights(done)
+    for name, value in before.items():
+        assert torch.equal(value, after[name]) != moves(name), name
+
+
+def test_a_shard_of_which_nothing_trained_is_the_parents_file(root: Path) -> None:
+    base = lessons.base(root)
+    done = train(root, lessons.pretraining(base, lessons.text(root, base), train=[1]))
+    same = [
+        file.name for file in done.path.glob("*.safetensors") if (base.path / file.name).stat().st_ino == file.stat().st_ino
+    ]
+    assert sorted(same) == [f"model-{n:05d}-of-00006.safetensors" for n in (1, 2, 4, 5, 6)]
+
+
+def test_what_never_trains_has_neither_gradient_nor_state(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(loop, "_note", lambda run, *_: seen.append(run.learner))
+    base = lessons.base(root)
+    train(root, lessons.pretraining(base, lessons.text(root, base), steps=1, train=[2], dtype="bfloat16"))
+    model, optimizer = seen[0].model, seen[0].optimizer
+    for name, parameter in model.named_parameters():
+        is_trained = name.startswith("model.layers.2.")
+        assert (parameter in optimizer.state) == parameter.requires_grad == is_trained
+        assert parameter.dtype == (torch.float32 if is_trained else torch.bfloat16), name
+
+
+# Steps and what they do
+
+
+def test_masters_are_float32_so_that_small_steps_add_up(root: Path) -> None:
+    """AdamW at 1e-5 on a bfloat16 weight of 0.02 never moves it; a hundred steps on a master do."""
+    base = lessons.base(root)
+    data = lessons.text(root, base)
+    done = train(
+        root,
+        lessons.pretraining(base, data, steps=100, learning_rate=1e-5, weight_decay=0.0, warmup=0.0, decay=0.0, dtype="bfloat16", stored="float32"),
+    )  # fmt: skip
+    moved = (weights(done)["model.layers.0.mlp.up_proj.weight"] - weights(base)["model.layers.0.mlp.up_proj.weight"].float()).abs()
+    assert moved.max() > 3e-4
+
+
+@pytest.mark.parametrize("changes", [{"micro_batch": 1}, {"micro_batch": 4}, {"activation_checkpointing": True}])
+def test_accumulation_and_checkpointing_change_nothing_but_rounding(root: Path, changes: dict[str, Any]) -> None:
+    base = lessons.base(root, dtype=torch.float32)
+    data = lessons.text(root, base)
+    one, other = (train(root, lessons.pretraining(base, data, **settings)) for settings in ({}, changes))
+    assert one.id != other.id
+    assert losses(one) == pytest.approx(losses(other), abs=1e-5)
+    for name, value in weights(one).items():
+        assert torch.allclose(value, weights(other)[name], atol=2e-4), name
+
+
+def test_the_loss_is_the_mean_over_targets_not_over_micro_batches(root: Path) -> None:
+    """Answers of one token and of many: a mean of means would weigh the short one as much."""
+    base = lessons.base(root, dtype=torch.float32)
+    data = lessons.instructions(root, base)
+    one, other = (train(root, lessons.sft(base, data, micro_batch=size)) for size in (1, 4))
+    assert losses(one) == pytest.approx(losses(other), abs=1e-5)
+
+
+def test_the_first_loss_is_that_of_the_models_own_logits(root: Path) -> None:
+    import numpy as np
+    from transformers import AutoModelForCausalLM
+
+    base = lessons.base(root, dtype=torch.float32)
+    data = lessons.text(root, base, documents=1)
+    done = train(root, lessons.pretraining(base, data, steps=1, heldout={"source": 0, "tokens": 10**6}))
+    ids = torch.from_numpy(np.fromfile(data.path / "tokens.bin", "<u2").astype("int64"))
+    model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
+    total = count = 0.0
+    for start in range(0, len(ids) - 1, 32):
+        window = ids[start : start + 33]
+        logits = model(window[None, :-1], use_cache=False).logits[0].detach()
+        total += float(torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum"))
+        count += len(window) - 1
+    assert curve(done)["heldout"][0]["loss"] == pytest.approx(total / count, abs=1e-5)
+
+
+def test_learning_rates_are_multiplied_by_group(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(loop, "_note", lambda run, *_: seen.append(run.learner))
+    base = lessons.base(root)
+    parent = lessons.merged(root, base, method="dus", drop=[1, 1])
+    train(root, lessons.pretraining(parent, lessons.text(root, base), steps=1, warmup=0.0, decay=0.0, multipliers={"seams": 0.5, "rest": 0.1}))
+    names = {id(parameter): name for name, parameter in seen[0].model.named_parameters()}
+    for group in seen[0].optimizer.param_groups:
+        for parameter in group["params"]:
+            at_seam = any(f".{layer}." in names[id(parameter)] for layer in (2, 3))
+            assert group["lr"] == pytest.approx(2e-3 * (0.5 if at_seam else 0.1))
+
+
+@pytest.mark.parametrize("family", ["gpt2"])
+def test_dropout_is_off(root: Path, family: str) -> None:
+    base = lessons.base(root, family, dtype=torch.float32)
+    data = lessons.text(root, base, documents=1)
+    done = train(root, lessons.pretraining(base, data, steps=1, batch=1, micro_batch=1, tokens=32, heldout={"source": 0, "tokens": 10**6}))
+    again = train(root, lessons.pretraining(base, data, steps=1, batch=1, micro_batch=1, tokens=32, activation_checkpointing=True))
+    assert losses(done) == pytest.approx(losses(again), abs=1e-6)
+
+
+# Stopping and going on
+
+
+def test_a_run_that_was_stopped_twice_ends_bit_for_bit_as_one_that_was_not(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where an epoch ends: the four documents are 48 windows, so step 12 is the last of the first one."""
+    base = lessons.base(root)
+    heldout = {"heldout": {"source": 0, "tokens": 64}, "every": 3 * TOKENS}
+    recipe = lessons.pretraining(base, lessons.text(root, base), steps=16, **heldout)
+    whole = train(root, recipe)
+    other = tmp_path / "other" / "results"
+    parent = lessons.base(other)
+    lessons.text(other, parent)
+    stopping(monkeypatch, 3, 12)
+    for step in (3, 12):
+        with pytest.raises(Preempted) as caught:
+            train(other, recipe)
+        assert caught.value.exit_code == 75 and f"step-{step:08d}" in str(caught.value)
+    done = train(other, recipe)
+    assert done.manifest == whole.manifest and curve(done) == curve(whole)
+    lines = [json.loads(line) for line in (home(other, done.id) / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 17))
+
+
+@pytest.mark.parametrize("operation", ["sft", "dpo"])
+def test_the_other_objectives_go_on_bit_for_bit_too(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    def recipe(root: Path) -> Recipe:
+        base = lessons.base(root)
+        if operation == "sft":
+            return lessons.sft(base, lessons.instructions(root, base))
+        data = lessons.preferences(root, base)
+        return lessons.dpo(base, data, lessons.reference_of(root, base, data))
+
+    whole = train(root, recipe(root))
+    other = tmp_path / "other" / "results"
+    again = recipe(other)
+    stopping(monkeypatch, 1, 2)
+    for _ in range(2):
+        with pytest.raises(Preempted):
+            train(other, again)
+    assert train(other, again).manifest == whole.manifest
+
+
+def test_the_newest_snapshot_that_is_whole_wins(root: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setenv("STRATA_SNAPSHOT_SECONDS", "0")
+    base = lessons.base(root)
+    recipe = lessons.pretraining(base, lessons.text(root, base))
+    stopping(monkeypatch, 4)
+    with pytest.raises(Preempted):
+        train(root, recipe)
+    folder = home(root, recipe.id) / "snapshots"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000003", "step-00000004"]
+    data = next((folder / "step-00000004").glob("*.distcp"))
+    data.write_bytes(data.read_bytes()[:-1])
+    steps = []
+    monkeypatch.setattr(loop, "_note", lambda run, entry, *_: steps.append(entry["step"]))
+    train(root, recipe)
+    assert steps == [4, 5, 6]
+    assert "step-00000004 is not used" in caplog.text and "is damaged" in caplog.text
+
+
+def test_a_snapshot_of_other_parents_is_not_gone_on_from(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = lessons.base(root)
+    recipe = lessons.pretraining(base, lessons.text(root, base))
+    stopping(monkeypatch, 4)
+    with pytest.raises(Preempted):
+        train(root, recipe)
+    state = next((home(root, recipe.id) / "snapshots").glob("*/state.json"))
+    written = json.loads(state.read_text())
+    written["made_from"]["inputs"][base.id] = "0" * 64
+    state.write_text(json.dumps(written))
+    steps = []
+    monkeypatch.setattr(loop, "_note", lambda run, entry, *_: steps.append(entry["step"]))
+    train(root, recipe)
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+# Recovery
+
+
+def test_a_run_ends_when_the_references_loss_is_regained_and_has_decayed_by_then(root: Path) -> None:
+    base = lessons.base(root)
+    worse = lessons.merged(root, base, method="dus", drop=0)
+    data = lessons.text(root, base)
+    stop = {"stop": {"recovered": 1, "within": 0.0, "patience": 2}, "heldout": {"source": 0, "tokens": 128}}
+    recipe = lessons.pretraining(worse, data, steps=100, sources=[base], every=TOKENS, learning_rate=1e-3, warmup=0.0, decay=0.5, **stop)
+    done = train(root, recipe)
+    found = curve(done)
+    assert found["ended"] == done.facts["training"]["ended"] == "recovered"
+    target = found["reference"]["loss"]
+    assert found["reference"]["id"] == base.id
+    below = [point["step"] for point in found["heldout"] if point["loss"] <= target]
+    recovered = next(step for step in below if step - 1 in below)
+    last = found["steps"][-1]["step"]
+    assert recovered < last < 100 and last == pytest.approx(recovered / 0.5, abs=1)
+    rates = [point["lr"] for point in found["steps"]]
+    assert rates[recovered - 1] == pytest.approx(1e-3) and rates[-1] <= 1e-3 / 2
+
+
+def test_the_references_loss_is_what_a_run_on_it_would_measure_first(root: Path) -> None:
+    base = lessons.base(root)
+    data = lessons.text(root, base)
+    heldout = {"heldout": {"source": 0, "tokens": 128}}
+    stop = {"stop": {"recovered": 1, "within": 0.0, "patience": 1}}
+    control = train(root, lessons.pretraining(base, data, steps=1, **heldout))
+    healed = train(root, lessons.pretraining(base, data, steps=2, sources=[base], **heldout, **stop))
+    assert curve(healed)["reference"]["loss"] == curve(control)["heldout"][0]["loss"]
+
+
+# Instructions and preferences
+
+
+def test_the_template_goes_with_the_checkpoint(root: Path) -> None:
+    from transformers import AutoTokenizer
+
+    base = lessons.base(root)
+    done = train(root, lessons.sft(base, lessons.instructions(root, base)))
+    tokenizer = AutoTokenizer.from_pretrained(done.path)
+    asked = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    assert "### User:\nHi" in asked and asked.rstrip().endswith("### Assistant:")
+
+
+def test_dpo_starts_at_ln_2_and_learns_the_preference(root: Path) -> None:
+    base = lessons.base(root)
+    parent = lessons.merged(root, base, method="dus", drop=1)
+    data = lessons.preferences(root, base)
+    done = train(root, lessons.dpo(parent, data, lessons.reference_of(root, parent, data), epochs=4, learning_rate=1e-3))
+    points = curve(done)["steps"]
+    assert points[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert points[-1]["loss"] < 0.5 and points[-1]["accuracy"] == 1.0 and points[-1]["margin"] > 0
+
+
+def test_dpo_against_the_reference_of_another_model_stops_at_once(root: Path) -> None:
+    """The trap of a reference that is silently the base and not the up-scaled parent."""
+    base = lessons.base(root)
+    parent = lessons.merged(root, base, method="dus", drop=1)
+    data = lessons.preferences(root, base)
+    wrong = lessons.reference_of(root, base, data)
+    with pytest.raises(TrainingError, match="reference is of other weights"):
+        train(root, lessons.dpo(parent, data, wrong))
+    edit_manifest(wrong.path / "manifest.json", lambda m: m["facts"].update(checkpoint_digest=parent.digest))
+    with pytest.raises(TrainingError, match="first loss is not what it must be"):
+        train(root, lessons.dpo(parent, data, wrong))
+
+
+# What cannot be
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_names_step_and_snapshot(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STRATA_SNAPSHOT_SECONDS", "0")
+    base = lessons.base(root)
+    recipe = lessons.pretraining(base, lessons.text(root, base))
+    step = loop._step
+
+    def broken(run: Any, state: Any) -> None:
+        if state.step == 3:
+            with torch.no_grad():
+                next(run.learner.model.parameters()).fill_(math.nan)
+        step(run, state)
+
+    monkeypatch.setattr(loop, "_step", broken)
+    with pytest.raises(TrainingError, match="not a number") as caught:
+        train(root, recipe)
+    assert "step 3" in str(caught.value) and "step-00000003" in str(caught.value)
+    assert store.find(root, recipe.id) is None
+
+
+def test_a_sample_beyond_the_models_positions_is_refused(root: Path) -> None:
+    base = lessons.base(root)
+    with pytest.raises(Exception, match="beyond the model's positions"):
+        train(root, lessons.pretraining(base, lessons.text(root, base), length=1024, tokens=4096))
+
+
+def test_data_of_another_tokenizer_is_refused(root: Path) -> None:
+    base = lessons.base(root)
+    data = lessons.text(root, base)
+    edit_manifest(data.path / "manifest.json", lambda m: m["facts"].update(tokenizer="0" * 64))
+    with pytest.raises(TrainingError, match="another tokenizer"):
+        train(root, lessons.pretraining(base, data))
+
+
+def test_a_generation_config_that_transformers_would_not_save_is_no_loss(root: Path) -> None:
+    """`save_pretrained` raises on it after the training; here it is copied as it is."""
+    folder = root.parent / "odd"
+    from conftest import store_model
+    from models import save_model
+
+    save_model(folder)
+    (folder / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.7}')
+    base = store_model(root, folder)
+    done = train(root, lessons.pretraining(base, lessons.text(root, base), steps=1))
+    assert (done.path / "generation_config.json").read_text() == '{"do_sample": false, "temperature": 0.7}'
+
+
+def test_a_tied_head_is_trained_once_and_stored_once(root: Path) -> None:
+    base = lessons.base(root, "gemma2")
+    done = train(root, lessons.pretraining(base, lessons.text(root, base), steps=2))
+    assert "lm_head.weight" not in weights(done)
+    model = build("gemma2")
+    assert done.facts["training"]["trained"] == model.num_parameters()

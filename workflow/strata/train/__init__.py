@@ -1,0 +1,1 @@
+"""Training: continued pretraining, instruction tuning and preference training, in one plain PyTorch trainer."""

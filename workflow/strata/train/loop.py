@@ -1,0 +1,199 @@
+"""The loop: step after step until the budget is spent or the reference's loss is regained.
+
+A run's position is one integer, the step: its samples, its learning rate and its order follow from it, so a run that
+goes on from a snapshot does exactly what it would have done. Dropout is off, so nothing is drawn at random.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from strata.errors import Preempted, TrainingError
+from strata.progress import bar
+from strata.train import schedule
+from strata.train.batch import Batch
+from strata.train.journal import Journal
+from strata.train.learner import Learner, set_rate
+from strata.train.parallel import STOP, Ranks, whole
+from strata.train.state import State
+from strata.train.task import Task, check_first, heldout_loss
+
+GO_ON, SNAPSHOT, STOPPED = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a run works with and does not change but through the learner.
+
+    `operations` are those of one token; `snapshot` writes one of the state that it is given; `last` says which one
+    stands.
+    """
+
+    task: Task
+    learner: Learner
+    parameters: Mapping[str, Any]
+    ranks: Ranks
+    heldout: Sequence[Batch]
+    journal: Journal | None
+    snapshot: Callable[[State], None]
+    last: Callable[[], str]
+    operations: float
+    peak: float | None
+    label: str
+
+
+def train(run: Run, state: State) -> State:
+    """Go on from `state` to the end of the run.
+
+    Raises:
+        Preempted: a signal came; the step was finished and a snapshot written.
+        TrainingError: the loss is not a number, or DPO's first is not ln 2.
+    """
+    every = interval(run.parameters, run.task.steps)
+    due = time.monotonic() + snapshot_seconds()
+    with _signals() as stop, bar(run.label, state.steps, "step") as progress:
+        progress.update(state.step)
+        if state.step == 0 and run.heldout:
+            _measure(run, state)
+        while state.step < state.steps:
+            _step(run, state)
+            progress.update()
+            if run.heldout and (state.step % every == 0 or state.step == state.steps):
+                _measure(run, state)
+                progress.total = state.steps
+            wish = STOPPED if stop else SNAPSHOT if time.monotonic() >= due else GO_ON
+            match run.ranks.highest(wish):
+                case 2:
+                    run.snapshot(state)
+                    raise Preempted(
+                        "stopped by a signal; the run's state is kept", where=run.last(),
+                        got=f"{state.step} of {state.steps} steps", todo="run the same command: it goes on from there",
+                    )  # fmt: skip
+                case 1:
+                    run.snapshot(state)
+                    due = time.monotonic() + snapshot_seconds()
+    return state
+
+
+def interval(parameters: Mapping[str, Any], steps: int) -> int:
+    """Steps between two measurements of the held-out loss."""
+    of_step = parameters["batch"] * parameters["length"]
+    tokens = parameters.get("every") or steps * of_step // 10
+    return max(1, round(tokens / of_step))
+
+
+def snapshot_seconds() -> float:
+    """Seconds between two snapshots. It changes nothing that is written, so it is no part of a recipe."""
+    return float(os.environ.get("STRATA_SNAPSHOT_SECONDS", "600"))
+
+
+def _step(run: Run, state: State) -> None:
+    """One step: all samples of its batch, micro-batch by micro-batch, then one update."""
+    import torch
+
+    started, batch = time.monotonic(), run.parameters["batch"]
+    samples = range(state.step * batch, (state.step + 1) * batch)
+    weight = run.task.weigh(samples)
+    own, micro = run.ranks.share(samples), run.parameters["micro_batch"]
+    parts = [own[start : start + micro] for start in range(0, len(own), micro)]
+    tokens, sums = 0, {"loss": 0.0}
+    for part in parts:
+        drawn = run.task.draw(part)
+        loss, more = run.task.loss(run.learner.model, drawn, part, run.parameters["dtype"])
+        (loss / max(weight, 1)).backward()
+        tokens += drawn.tokens
+        for name, value in {"loss": loss.detach(), **more}.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+    *totals, tokens_ = run.ranks.total([*sums.values(), float(tokens)])
+    values = {name: total / max(weight, 1) for name, total in zip(sums, totals, strict=True)}
+    norm = float(whole(torch.nn.utils.clip_grad_norm_(run.learner.trained.values(), run.parameters["clip"])))
+    if not (math.isfinite(values["loss"]) and math.isfinite(norm)):
+        raise TrainingError(
+            "the loss is not a number" if not math.isfinite(values["loss"]) else "the gradient is not a number",
+            where=f"step {state.step}",
+            got=f"loss {values['loss']}, gradient norm {norm}; last good snapshot: {run.last()}",
+            todo="lower `learning_rate` or take `dtype: float32`; the batch is the same when it runs again",
+        )
+    if state.step == 0:
+        check_first(run.task, values["loss"], run.parameters)
+    p = run.parameters
+    rate = p["learning_rate"] * schedule.rate(
+        state.step, state.steps, schedule=p["schedule"], warmup=p["warmup"], decay=p["decay"], floor=p["floor"],
+        planned=state.planned,
+    )  # fmt: skip
+    set_rate(run.learner, rate)
+    run.learner.optimizer.step()
+    run.learner.optimizer.zero_grad()
+    state.step += 1
+    state.tokens += int(tokens_)
+    state.targets += weight
+    entry = {"step": state.step, "tokens": state.tokens, **values, "lr": rate, "grad_norm": norm}
+    state.losses.append(entry)
+    _note(run, entry, tokens_, time.monotonic() - started)
+
+
+def _note(run: Run, entry: Mapping[str, Any], tokens: float, seconds: float) -> None:
+    """The step's line in the journal, with what depends on the clock."""
+    if run.journal is None:
+        return
+    import torch
+
+    speed = tokens / seconds
+    cuda = run.ranks.device.type == "cuda"
+    run.journal.write(
+        **entry,
+        tokens_per_second=round(speed, 2),
+        mfu=round(speed * run.operations / run.ranks.size / run.peak, 4) if run.peak else None,
+        memory_mb=torch.cuda.max_memory_allocated() // 1_000_000 if cuda else _resident_mb(),
+    )
+
+
+def _resident_mb() -> int | None:
+    from strata.runs import peak_memory_mb
+
+    return peak_memory_mb()
+
+
+def _measure(run: Run, state: State) -> None:
+    """Measure the held-out loss, and shorten the run when it has come back to the reference's."""
+    loss = heldout_loss(run.learner.model, run.heldout, run.parameters["dtype"], run.ranks)
+    if not math.isfinite(loss):
+        raise TrainingError(
+            "the held-out loss is not a number", where=f"after step {state.step}",
+            got=f"{loss}; last good snapshot: {run.last()}", todo="lower `learning_rate`, or take `dtype: float32`",
+        )  # fmt: skip
+    state.heldout.append({"step": state.step, "tokens": state.tokens, "loss": loss})
+    if run.journal is not None:
+        run.journal.write(step=state.step, tokens=state.tokens, heldout_loss=loss)
+    stop = run.parameters.get("stop")
+    if stop is None or state.recovered or state.reference is None:
+        return
+    state.good = state.good + 1 if loss <= state.reference + stop["within"] else 0
+    if state.good >= stop["patience"]:
+        state.recovered = True
+        state.steps = schedule.shortened(state.step, state.steps, run.parameters["schedule"], run.parameters["decay"])
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects signals that ask to stop. A second Ctrl-C stops at once."""
+    got: list[int] = []
+
+    def handler(number: int, _: object) -> None:
+        if number == signal.SIGINT and got:
+            raise KeyboardInterrupt
+        got.append(number)
+
+    before = {number: signal.signal(number, handler) for number in STOP}
+    try:
+        yield got
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,0 +1,177 @@
+"""Ranks: the processes that train one model together. One process is a rank of one, and needs no process group.
+
+Ranks read the variables that torchrun and Slurm's launchers set. `launch` starts them on one machine: unlike torchrun it
+hands a signal on and waits for the snapshot however long that takes, and keeps the exit code.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from strata.errors import Preempted
+
+STOP = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)  # SIGUSR1 is NCCL's
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among those that train together, and its device."""
+
+    rank: int
+    size: int
+    device: Any
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, samples: Sequence[int]) -> Sequence[int]:
+        """This rank's part of a step's samples."""
+        part = len(samples) // self.size
+        return samples[self.rank * part : (self.rank + 1) * part]
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """The sums over ranks."""
+        return self._reduced(values, "SUM") if self.size > 1 else list(values)
+
+    def highest(self, value: int) -> int:
+        """The largest over ranks: how they agree on what comes next."""
+        return int(self._reduced([value], "MAX")[0]) if self.size > 1 else value
+
+    def _reduced(self, values: Sequence[float], how: str) -> list[float]:
+        import torch
+        from torch import distributed
+
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        distributed.all_reduce(tensor, getattr(distributed.ReduceOp, how))
+        return [float(value) for value in tensor.tolist()]
+
+    def told(self, value: Any) -> Any:
+        """What the first rank has, on every rank."""
+        if self.size == 1:
+            return value
+        from torch import distributed
+
+        box = [value]
+        distributed.broadcast_object_list(box, 0)
+        return box[0]
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What every rank has, on every rank."""
+        if self.size == 1:
+            return [value]
+        from torch import distributed
+
+        boxes: list[Any] = [None] * self.size
+        distributed.all_gather_object(boxes, value)
+        return boxes
+
+
+def is_rank() -> bool:
+    """Whether a launcher has started this process as one of several."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """Join the other ranks, where there are any."""
+    import torch
+    from torch import distributed
+
+    size = int(os.environ["WORLD_SIZE"]) if is_rank() else 1
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    place = torch.device(f"cuda:{local}" if device == "cuda" else "cpu")
+    if device == "cuda" and torch.cuda.is_available():
+        torch.cuda.set_device(place)
+    if size == 1:
+        yield Ranks(0, 1, place)
+        return
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    try:
+        yield Ranks(distributed.get_rank(), size, place)
+    finally:
+        distributed.destroy_process_group()
+
+
+def shard(model: Any, layers: Sequence[Any], ranks: Ranks) -> None:
+    """Spread a model over the ranks, layer by layer (FSDP2); one rank only moves it to its device.
+
+    Gradients come out as sums over the ranks, as the loop divides by what the whole step holds.
+    """
+    if ranks.size == 1:
+        model.to(ranks.device)
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(ranks.device.type, (ranks.size,))
+    for unit in (*layers, model):
+        fully_shard(unit, mesh=mesh)
+        unit.set_gradient_divide_factor(1.0)
+
+
+def whole(tensor: Any) -> Any:
+    """A tensor that may be spread over the ranks, gathered. Every rank must ask for the same ones in the same order."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def launch(command: Sequence[str], count: int) -> None:
+    """Run `count` ranks of a command on this machine and wait for all of them.
+
+    When one fails the others are stopped; a signal to this process reaches all of them.
+
+    Raises:
+        Preempted: they were stopped by a signal and have left a snapshot.
+        SystemExit: with the exit code of the rank that failed first; it has said why.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = os.environ | {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
+    ranks = [
+        subprocess.Popen(command, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)
+    ]
+    before = {number: signal.signal(number, lambda got, _: _send(ranks, got)) for number in STOP}
+    try:
+        while any(rank.poll() is None for rank in ranks):
+            if failed := [rank.returncode for rank in ranks if rank.returncode not in (None, 0, Preempted.exit_code)]:
+                _stop(ranks)
+                raise SystemExit(failed[0] if failed[0] > 0 else 128 - failed[0])
+            time.sleep(0.05)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _stop(ranks)
+    codes = {rank.returncode for rank in ranks}
+    if codes - {0}:
+        code = max(codes, key=lambda code: (code != Preempted.exit_code, code))
+        raise SystemExit(code if code > 0 else 1)
+
+
+def _send(ranks: Sequence[subprocess.Popen[bytes]], number: int) -> None:
+    for rank in ranks:
+        if rank.poll() is None:
+            # Ctrl-C has reached the whole group already; a second one would end it without a snapshot.
+            rank.send_signal(signal.SIGUSR2 if number == signal.SIGINT else number)
+
+
+def _stop(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.kill()
+        rank.wait()
+
+
+def rank_command(arguments: Sequence[str]) -> list[str]:
+    """This program again, as a rank."""
+    return [sys.executable, "-m", "strata", *arguments]
