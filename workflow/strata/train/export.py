@@ -56,7 +56,7 @@ def export(folder: Path | None, made: Draft, learner: Learner, ranks: Ranks) -> 
         if not _trained(header, learner):
             continue
         values: dict[str, Any] = {}
-        for name, parameter in learner.model.named_parameters():
+        for name, parameter in learner.parameters.items():
             if learner.stored[name][0] in _changed(header, made, learner):
                 full = whole(parameter.detach())
                 if folder is not None:

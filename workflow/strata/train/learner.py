@@ -26,11 +26,13 @@ class Learner:
     """A model in training.
 
     `stored` names the checkpoint's tensors that each parameter holds: one, or all experts of a layer. `rates` holds the
-    learning rate's multiplier of each parameter that trains.
+    learning rate's multiplier of each parameter that trains. `parameters` are this rank's parts: asked later, the model
+    may show the gathered ones that a forward pass has left behind.
     """
 
     model: Any
     optimizer: Any
+    parameters: dict[str, Any]
     stored: dict[str, tuple[str, ...]]
     rates: dict[str, float]
 
@@ -42,7 +44,7 @@ class Learner:
     @property
     def trained(self) -> dict[str, Any]:
         """The parameters that train, by name."""
-        return {name: parameter for name, parameter in self.model.named_parameters() if name in self.rates}
+        return {name: self.parameters[name] for name in self.rates}
 
     def tensors(self) -> dict[str, Any]:
         """All that training changes, for a snapshot: masters and AdamW's two moments."""
@@ -94,7 +96,8 @@ def make_learner(checkpoint: Object, opened: Checkpoint, parameters: Mapping[str
         for layer in layers:
             layer.compile()
     shard(model, layers, ranks)
-    return Learner(model, _optimizer(model, opened, rates, stored, parameters), stored, rates)
+    own = dict(model.named_parameters())
+    return Learner(model, _optimizer(own, opened, rates, stored, parameters), own, stored, rates)
 
 
 def stored_names(model: Any) -> dict[str, tuple[str, ...]]:
@@ -129,7 +132,7 @@ def _raise_masters(model: Any, layers: list[Any]) -> None:
 
 
 def _optimizer(
-    model: Any, opened: Checkpoint, rates: Mapping[str, float], stored: Mapping[str, tuple[str, ...]],
+    own: Mapping[str, Any], opened: Checkpoint, rates: Mapping[str, float], stored: Mapping[str, tuple[str, ...]],
     parameters: Mapping[str, Any],
 ) -> Any:  # fmt: skip
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101), one group for each (multiplier, decay), its state in place."""
@@ -137,11 +140,10 @@ def _optimizer(
 
     family = families.family_of(opened.config)
     groups: dict[tuple[float, bool], list[Any]] = {}
-    for name, parameter in model.named_parameters():
-        if name in rates:
-            tensor = stored[name][0]
-            decay = decays(tensor, opened.tensors[tensor].tensor.shape, family)
-            groups.setdefault((rates[name], decay), []).append(parameter)
+    for name, rate in rates.items():
+        tensor = stored[name][0]
+        decay = decays(tensor, opened.tensors[tensor].tensor.shape, family)
+        groups.setdefault((rate, decay), []).append(own[name])
     optimizer = torch.optim.AdamW(
         [
             {"params": group, "multiplier": rate, "weight_decay": parameters["weight_decay"] if decay else 0.0}

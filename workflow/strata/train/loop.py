@@ -107,7 +107,7 @@ def _step(run: Run, state: State) -> None:
     for part in parts:
         drawn = run.task.draw(part)
         loss, more = run.task.loss(run.learner.model, drawn, part, run.parameters["dtype"])
-        (loss / max(weight, 1)).backward()
+        (loss * run.ranks.size / max(weight, 1)).backward()  # the ranks' gradients are averaged, and should be summed
         tokens += drawn.tokens
         for name, value in {"loss": loss.detach(), **more}.items():
             sums[name] = sums.get(name, 0.0) + float(value)

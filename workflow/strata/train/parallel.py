@@ -105,7 +105,7 @@ def joined(device: str) -> Iterator[Ranks]:
 def shard(model: Any, layers: Sequence[Any], ranks: Ranks) -> None:
     """Spread a model over the ranks, layer by layer (FSDP2); one rank only moves it to its device.
 
-    Gradients come out as sums over the ranks, as the loop divides by what the whole step holds.
+    Gradients come out as means over the ranks.
     """
     if ranks.size == 1:
         model.to(ranks.device)
@@ -116,7 +116,6 @@ def shard(model: Any, layers: Sequence[Any], ranks: Ranks) -> None:
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     for unit in (*layers, model):
         fully_shard(unit, mesh=mesh)
-        unit.set_gradient_divide_factor(1.0)
 
 
 def whole(tensor: Any) -> Any:

@@ -1,0 +1,140 @@
+"""Several processes that train one model: the same result, one answer to a signal, snapshots that fit any number."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lessons
+from conftest import REPOSITORY
+from lessons import TOKENS, losses, weights
+from strata import store
+from strata.recipe import Recipe
+from strata.train.operation import home, train
+
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": str(REPOSITORY / "workflow"), "OMP_NUM_THREADS": "1", "STRATA_SNAPSHOT_SECONDS": "0",
+}  # fmt: skip
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    torch.set_num_threads(1)
+    return tmp_path / "results"
+
+
+def start(root: Path, recipe: Recipe, processes: int, *launcher: str) -> subprocess.Popen[str]:
+    command = [*(launcher or (sys.executable,)), "-m", "strata", "--root", str(root), recipe.operation, recipe.canonical]
+    more = [] if launcher else ["--processes", str(processes)]
+    return subprocess.Popen([*command, *more], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+
+
+def run(root: Path, recipe: Recipe, processes: int, *launcher: str) -> tuple[int, str]:
+    process = start(root, recipe, processes, *launcher)
+    _, error = process.communicate(timeout=120)
+    return process.returncode, error
+
+
+def recipe_of(root: Path, **changes: Any) -> Recipe:
+    base = lessons.base(root, dtype=torch.float32)
+    return lessons.pretraining(base, lessons.text(root, base), **{"steps": 4, "micro_batch": 1, **changes})
+
+
+def alike(one: Any, other: Any) -> None:
+    assert losses(one) == pytest.approx(losses(other), abs=2e-5)
+    after = weights(other)
+    for name, value in weights(one).items():
+        assert torch.allclose(value, after[name], atol=1e-3), name
+
+
+@pytest.mark.parametrize("train_", ["all", [1, 2]])
+def test_two_processes_train_what_one_trains(root: Path, tmp_path: Path, train_: Any) -> None:
+    heldout = {"heldout": {"source": 0, "tokens": 128}, "every": 2 * TOKENS, "train": train_}
+    recipe = recipe_of(root, **heldout)
+    code, error = run(root, recipe, 2)
+    assert code == 0, error
+    other = tmp_path / "one" / "results"
+    alone = train(other, recipe_of(other, **heldout))
+    together = store.require(root, recipe.id)
+    alike(together, alone)
+    if train_ != "all":
+        before = weights(store.require(root, recipe.parents[0]))
+        frozen = [name for name in before if ".1." not in name and ".2." not in name]
+        assert all(torch.equal(before[name], weights(together)[name]) for name in frozen)
+
+
+def test_torchrun_may_start_them_too(root: Path) -> None:
+    recipe = recipe_of(root)
+    code, error = run(root, recipe, 2, "torchrun", "--nproc-per-node=2")
+    assert code == 0, error
+    assert store.find(root, recipe.id) is not None
+
+
+def wait_for_snapshot(root: Path, id: str, process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 60
+    while not list((home(root, id) / "snapshots").glob("step-*/state.json")):
+        assert process.poll() is None and time.monotonic() < until, process.communicate()[1]
+        time.sleep(0.02)
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[int]:
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in found]
+
+
+def stopped(root: Path, recipe: Recipe, number: signal.Signals, rank: int | None) -> str:
+    """Start two ranks, stop them by a signal to the launcher or to one of them, and return what they said."""
+    process = start(root, recipe, 2)
+    wait_for_snapshot(root, recipe.id, process)
+    os.kill(process.pid if rank is None else ranks_of(process)[rank], number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75, error
+    return error
+
+
+def test_a_signal_to_one_rank_stops_all_and_two_go_on_bit_for_bit(root: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(root, steps=20)
+    error = stopped(root, recipe, signal.SIGUSR2, 1)
+    assert "it goes on from there" in error and "Traceback" not in error
+    code, error = run(root, recipe, 2)
+    assert code == 0, error
+    other = tmp_path / "other" / "results"
+    assert run(other, recipe_of(other, steps=20), 2)[0] == 0
+    assert store.require(root, recipe.id).digest == store.require(other, recipe.id).digest
+
+
+def test_a_signal_to_the_launcher_reaches_all_and_one_process_goes_on_from_the_snapshot_of_two(
+    root: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of(root, steps=20)
+    stopped(root, recipe, signal.SIGTERM, None)
+    state = json.loads(sorted((home(root, recipe.id) / "snapshots").glob("*/state.json"))[-1].read_text())["state"]
+    assert 0 < state["step"] < 20
+    done = train(root, recipe)
+    other = tmp_path / "one" / "results"
+    alike(done, train(other, recipe_of(other, steps=20)))
+
+
+def test_a_rank_that_dies_takes_the_others_with_it(root: Path) -> None:
+    recipe = recipe_of(root, steps=400)
+    process = start(root, recipe, 2)
+    wait_for_snapshot(root, recipe.id, process)
+    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode not in (0, 75)
+    assert store.find(root, recipe.id) is None
+
+
+def test_an_error_is_said_once_and_keeps_its_exit_code(root: Path) -> None:
+    code, error = run(root, recipe_of(root, batch=3, tokens=3 * 32), 2)
+    assert code == 10, error
+    assert "a multiple of 2 processes" in error and "Traceback" not in error
