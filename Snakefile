@@ -1,4 +1,5 @@
-# Strata: sources -> init -> (analyze ->) merge -> evaluate -> report. Every checkpoint is named by what it is made from.
+# Strata: sources -> init -> (analyze ->) merge -> (tokenize -> train ->) evaluate -> report.
+# Every checkpoint is named by what it is made from.
 from snakemake.utils import min_version
 
 min_version("9.16")
@@ -13,6 +14,7 @@ configfile: "config.yaml"
 include: "workflow/rules/init.smk"
 include: "workflow/rules/analyze.smk"
 include: "workflow/rules/merge.smk"
+include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,14 @@ def test_nothing_volatile_is_in_the_config(llama: Path, base_of: Callable[..., A
     config = json.loads((base_of(llama).path / "config.json").read_text())
     assert not {"transformers_version", "_name_or_path"} & set(config)
     assert config["dtype"] == "bfloat16"
+
+
+def test_no_tensor_of_a_trained_checkpoint_is_told_to_be_a_copy(base_of: Callable[..., Any], llama: Path) -> None:
+    """Its manifest has its parent's plan, in which layers are copies; the tensors are its own."""
+    base = base_of(llama)
+    plan = replace(base, manifest=base.manifest | {"recipe": Recipe("merge", {}, (base.id,)).to_json()})
+    trained = replace(base, manifest=base.manifest | {"recipe": Recipe("sft", {}, (base.id,)).to_json()})
+    name = "model.layers.0.mlp.up_proj.weight"
+    sha256 = checkpoint.open_checkpoint(base).tensors[name].sha256
+    assert checkpoint._origin(plan, name, sha256) == f"it was copied from {name} of {base.id}, which is whole"
+    assert checkpoint._origin(trained, name, sha256) == ""

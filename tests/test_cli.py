@@ -13,7 +13,7 @@ from strata.errors import StrataError
 
 def test_every_error_has_an_exit_code_of_its_kind() -> None:
     codes = {kind.__name__: kind.exit_code for kind in StrataError.__subclasses__()}
-    assert sorted(codes.values()) == [2, 3, 4, 5, 6, 7, 8, 9]
+    assert sorted(codes.values()) == [2, 3, 4, 5, 6, 7, 8, 9, 10, 75]
     for name, code in codes.items():
         assert f"{name}" in (errors.__doc__ or "") and f" {code} " in (errors.__doc__ or "")
 
@@ -65,3 +65,32 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path, llama: Path) -> None:
     env = {"PYTHONPATH": str(REPOSITORY / "workflow"), "PATH": "/usr/bin:/bin"}
     run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=env)
     assert (run.stdout, run.stderr) == ("{\n", "")
+
+
+@pytest.mark.parametrize("operation", ["pretrain", "sft", "dpo"])
+def test_training_that_was_stopped_ends_with_75_and_no_error(
+    operation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """75, which a scheduler's retry answers with another attempt, goes through from the trainer to the shell."""
+    import signal
+    import sys
+
+    from strata import cli, progress
+    from strata.recipe import Recipe
+    from strata.train import operation as trainer
+
+    asked = []
+
+    def stopped(root: Path, recipe: Recipe, processes: int) -> None:
+        asked.append((root, recipe.operation, processes))
+        raise errors.Preempted("stopped after step 3", todo="run it again")
+
+    monkeypatch.setattr(trainer, "train", stopped)
+    monkeypatch.setattr(progress, "terminal", sys.stderr)
+    before = signal.getsignal(signal.SIGTERM)
+    recipe = Recipe(operation, {}, ("init-" + "0" * 32,)).canonical
+    assert cli.main(["--root", str(tmp_path), operation, recipe, "--processes=2"]) == 75
+    signal.signal(signal.SIGTERM, before)
+    assert asked == [(tmp_path, operation, 2)]
+    assert capsys.readouterr().err.startswith("stopped after step 3")
+    assert not (tmp_path / "runs").exists()

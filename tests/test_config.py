@@ -34,7 +34,12 @@ variants:
         ("method: dus, ", "", ["missing key `method`"]),
         ("  dus:", "  Dus:", ["not a valid name", "variants.Dus", "a-z"]),
         ("  dus:", '  "a;touch x":', ["not a valid name"]),
-        ("init: {source: m}", "initt: {source: m}", ["cannot tell what this is", "init, merge", "initt"]),
+        ("init: {source: m}", "initt: {source: m}", ["cannot tell what this is", "init, merge, pretrain, sft, dpo", "initt"]),
+        ("merge: {method: dus, drop: 1}", "pretrian: {tokens: 9}", ["cannot tell what this is", "pretrain", "parent, pretrian"]),
+        ("parent: base, merge: {method: dus, drop: 1}", "pretrain: {data: {m: 1}, tokens: 9}", ["missing key `parent`", "variants.dus"]),
+        ("path: model", "dataset: model, file: a", ["sources.m.dataset", "owner/name"]),
+        ("path: model", "dataset: a/b", ["missing key `file`", "sources.m"]),
+        ("path: model", "datset: a/b", ["cannot tell what this is", "package, hub, dataset, path"]),
         ("parent: base, ", "", ["give either `parent` or `parents`"]),
         ("parent: base", "parents: [base, base]", ["exactly one parent"]),
         ("a" * 64, "abc", ["sources.m.sha256", "64 hex digits"]),
@@ -82,3 +87,8 @@ def test_the_json_schema_agrees_with_the_loader(write_config: Callable[..., Path
     validator.validate(read(REPOSITORY / "config.yaml").value)
     validator.validate(read(write_config(GOOD)).value)
     assert not validator.is_valid(read(write_config(GOOD.replace("drop: 1", "drp: 1"))).value)
+    trained = (
+        GOOD + "  x: {parent: dus, sft: {data: [m, {source: m, rows: 3}], template: own, clip: 1, train: [0, 1]}}\n"
+    )
+    validator.validate(read(write_config(trained)).value)
+    assert not validator.is_valid(read(write_config(trained.replace("rows: 3", "rows: none"))).value)

@@ -12,10 +12,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import read_json
+from conftest import read_json, tree_sha256
 from strata import evaluate, store
 from strata.errors import EvaluationError
 from strata.experiment import Experiment, load
+from strata.recipe import Recipe
+from strata.sources import fetch
+from strata.tokens import PASSAGE, tokenize
 
 
 @pytest.fixture
@@ -140,3 +143,35 @@ def test_the_id_covers_all_that_moves_a_score(experiment: Experiment, finished: 
     )
     assert load(["config.yaml"]).variants["base"].evaluations[0].id in ids
     assert replace(experiment.variants["base"], name="other").evaluations[0].id in ids
+
+
+def trained_on(experiment: Experiment, name: str, texts: list[str]) -> Any:
+    """The recipe that scores `base`, had it been trained on these texts."""
+    root, variant = Path("results"), experiment.variants["base"]
+    folder = Path(name)
+    folder.mkdir()
+    for number, text in enumerate(texts):
+        (folder / f"{number}.txt").write_text(text)
+    source = fetch(root, Recipe("fetch", {"sha256": tree_sha256(folder)}), str(folder))
+    found = tokenize(root, Recipe("tokenize", {"format": "text"}, (variant.job.id,), (source.id,)))
+    recipe = variant.evaluations[0].recipe
+    return replace(recipe, sources=(*recipe.sources, found.id))
+
+
+def test_a_checkpoint_is_not_scored_on_what_it_was_trained_on(experiment: Experiment) -> None:
+    bee = Path("documents/bee.txt").read_text()
+    assert len(bee) > PASSAGE
+    for name, text in (("whole", bee), ("passage", f"Of bees.\n\n{bee}\n\nThe end.")):
+        recipe = trained_on(experiment, name, ["Something else.", text])
+        with pytest.raises(EvaluationError, match="trained on what it would be scored on") as caught:
+            evaluate.evaluate(Path("results"), recipe)
+        told = str(caught.value)
+        assert "document bee" in told and f"1 of 3 documents in {recipe.sources[-1]}" in told and "do: " in told
+        assert store.find(Path("results"), recipe.id) is None
+
+
+def test_training_on_other_texts_changes_no_score(experiment: Experiment) -> None:
+    recipe = trained_on(experiment, "other", ["Something else.", Path("documents/bee.txt").read_text()[:-40]])
+    before = store.require(Path("results"), experiment.variants["base"].evaluations[0].id)
+    after = evaluate.evaluate(Path("results"), recipe)
+    assert (after.id == before.id, after.facts["scores"] == before.facts["scores"]) == (False, True)

@@ -135,6 +135,96 @@ def test_a_chain_of_thousands_is_no_recursion(write_config: Write) -> None:
     assert len(loaded.variants) == 3002
 
 
+# What was built before training was an operation keeps its ids.
+BUILT = {
+    "base": "init-a217610c047371586b6ed4b24a0dbe46 evaluate-ad3b4f80284e1bb94ee48aa14ef1b3c3",
+    "dus": "merge-d702340449755ca5020210e975b2e738 evaluate-7edc311de66cc429baa79af1c1027f67",
+    "idus-6": "merge-29b1047cdb9b6bd6465a8e77c171c6de evaluate-a4f63c1818c925c9c150780ccb2b401e",
+}
+
+
+def test_the_ids_of_the_default_experiment_have_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    variants = experiment.load(["config.yaml"]).variants
+    for name, ids in BUILT.items():
+        found = variants[name]
+        assert " ".join([found.job.id, *(job.id for job in found.evaluations)]) == ids
+
+
+DATA = "".join(f"  {name}: {{path: {name}, sha256: {sha * 64}}}\n" for name, sha in (("old", "b"), ("new", "c")))
+LEARN = "pretrain: {data: {old: 1}, tokens: 10_000%s}"
+RECOVER = LEARN % ", heldout: {source: new}, stop: {recovered: %s}"
+
+
+def trained(variants: str, more: str = "") -> str:
+    return text(variants).replace("variants:", f"{DATA}{more}variants:")
+
+
+def test_a_variant_to_get_back_to_is_resolved_first_and_is_no_parent(write_config: Write) -> None:
+    """It stands last in the config, is trained itself, and is an input of the job."""
+    healed = "  healed: {parent: dus, %s}\n" % (RECOVER % "control")
+    loaded = experiment.load([write_config(trained(healed + DUS + "  control: {parent: base, %s}\n" % (LEARN % "")))])
+    job, control = loaded.variants["healed"].job, loaded.variants["control"].job
+    assert list(loaded.variants)[1:4] == ["healed", "dus", "control"]
+    assert job.recipe.sources[job.recipe.parameters["stop"]["recovered"]] == control.id
+    assert job.recipe.parents == (loaded.variants["dus"].job.id,)
+    assert loaded.variants["healed"].parents == ("dus",)
+
+
+def test_variants_that_wait_for_each_other_are_refused_where_one_names_the_others_loss(write_config: Write) -> None:
+    a, b = "  a: {parent: base, %s}\n" % (RECOVER % "b"), "  b: {parent: a, merge: {method: dus, drop: 1}}\n"
+    for variants in (a + b, b + a):
+        with pytest.raises(ConfigError) as caught:
+            experiment.load([write_config(trained(variants))])
+        for part in (
+            "`a` is to get back to the loss of a variant that is made after it",
+            "variants.a.pretrain.stop.recovered",
+        ):
+            assert part in str(caught.value)
+    own = "  a: {parent: a, %s}\n" % (RECOVER % "a")
+    with pytest.raises(ConfigError, match="`a` is its own ancestor"):
+        experiment.load([write_config(trained(own))])
+
+
+def test_tokens_are_those_of_the_base_whose_tokenizer_came_down(write_config: Write) -> None:
+    """Through merges, the parent that lends the embedding lends the tokenizer; training keeps its parent's."""
+    layers = "slices, slices: [{parent: base, layers: [0, 9]}, {parent: other, layers: [9, 12]}]"
+    variants = f"""\
+  other: {{init: {{source: o}}}}
+  mixed: {{parents: [base, other], merge: {{method: {layers}}}}}
+  lent: {{parents: [base, other], merge: {{method: {layers}, embed_from: other}}}}
+  deeper: {{parent: lent, merge: {{method: dus, drop: 2}}}}
+  one: {{parent: mixed, {LEARN % ""}}}
+  two: {{parent: deeper, {LEARN % ""}}}
+  three: {{parent: two, sft: {{data: [new], template: own}}}}
+"""
+    other = f"  o: {{path: o, sha256: {'d' * 64}, shape: {SHAPE}}}\n"
+    found = experiment.load([write_config(trained(variants, other))]).variants
+    tokenizers = {name: found[name].preparations[0].recipe.parents[0] for name in ("one", "two", "three")}
+    lender = found["other"].job.id
+    assert tokenizers == {"one": found["base"].job.id, "two": lender, "three": lender}
+
+
+def test_an_evaluation_of_a_trained_lineage_knows_what_was_learnt(write_config: Write) -> None:
+    """Of every ancestor, through merges, and not what was held out; what was never trained keeps its id."""
+    held = LEARN % ", heldout: {source: new}"
+    variants = f"""\
+{DUS}  a: {{parent: dus, {held}}}
+  b: {{parent: dus, pretrain: {{data: {{new: 1}}, tokens: 10_000}}}}
+  blend: {{parents: [a, b], merge: {{method: slerp}}}}
+  deep: {{parent: blend, merge: {{method: dus, drop: 1}}}}
+"""
+    found = experiment.load([write_config(trained(variants))]).variants
+    old, new = (found[name].preparations[0].id for name in ("a", "b"))
+    learnt = {name: [s for s in found[name].evaluations[0].recipe.sources if s.startswith("tok")] for name in found}
+    assert learnt == {
+        "base": [], "dus": [], "a": [old], "b": [new], "blend": sorted([old, new]),
+        "deep": sorted([old, new]),
+    }  # fmt: skip
+    plain = experiment.load([write_config(text(DUS))]).variants["dus"]
+    assert found["dus"].evaluations == plain.evaluations
+
+
 def test_it_is_pure_no_torch_no_network_no_writes(write_config: Write, tmp_path: Path) -> None:
     file = write_config(text(DUS))
     before = sorted(tmp_path.rglob("*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from conftest import shape_text, tree_sha256
 from strata import config, experiment
 from strata.errors import ConfigError, SourceError
 from strata.pin import _commit, pin
-from test_sources import COMMIT, fill_cache
+from test_sources import COMMIT, fill_cache, fill_dataset
 
 Write = Callable[..., Path]
 
@@ -123,7 +124,8 @@ def test_an_unpinned_source_is_an_error_that_says_so(write_config: Write, llama:
     assert "config.yaml:3" in str(caught.value)
 
 
-def test_a_branch_of_a_hub_repository_is_resolved_to_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+def test_a_branch_of_a_hub_repository_is_resolved_to_its_commit(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Against a server on loopback that answers the hub's question for a revision."""
     asked: list[str] = []
 
@@ -146,12 +148,12 @@ def test_a_branch_of_a_hub_repository_is_resolved_to_its_commit(monkeypatch: pyt
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     try:
-        assert _commit("owner/model", "main") == COMMIT
+        assert _commit("owner/model", "main", kind) == COMMIT
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
-    assert asked == ["/api/models/owner/model/revision/main"]
+    assert asked == [f"/api/{kind}s/owner/model/revision/main"]
 
 
 def test_a_branch_cannot_be_resolved_offline() -> None:
@@ -170,3 +172,26 @@ def test_a_hub_repository_at_a_commit_is_measured_from_the_cache(
     assert (source.sha256, source.shape is not None) == (tree_sha256(llama), True)
     assert "}  # kept" in file.read_text()
     experiment.load([file])
+
+
+def test_a_hub_dataset_gets_the_sha256_of_what_is_taken_of_it(
+    write_config: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_dataset(tmp_path, monkeypatch)
+    asked: list[tuple[str, ...]] = []
+
+    def commit(*question: str) -> str:
+        asked.append(question)
+        return COMMIT
+
+    monkeypatch.setattr("strata.pin._commit", commit)
+    entry = "  m: {path: {path}}\n  d: {dataset: owner/data, revision: main, file: test.parquet}  # kept\n"
+    file = write_config(text_of(entry, tmp_path))
+    section = {"d": config.load([file])[0].sources["d"]}
+    assert pin(file, section) == ["d: revision, sha256"]
+    assert asked == [("owner/data", "main", "dataset")]
+    expected = (
+        f"{{dataset: owner/data, revision: {COMMIT}, file: test.parquet, sha256: {hashlib.sha256(b'P').hexdigest()}}}"
+    )
+    assert f"  d: {expected}  # kept\n" in file.read_text()
+    assert pin(file, {"d": config.load([file])[0].sources["d"]}) == []

@@ -194,16 +194,17 @@ def test_a_source_changed_in_the_store_is_found_before_it_is_used(tmp_path: Path
 COMMIT = "27d67f1b5f57dc0953326b2601d68371d40ea8da"
 
 
-def fill_cache(cache: Path, folder: Path) -> None:
-    """Lay a model into the hub's cache as huggingface_hub does: blobs, and a snapshot of links to them."""
-    home = cache / "models--owner--model"
+def fill_cache(cache: Path, folder: Path, name: str = "models--owner--model") -> None:
+    """Lay a repository into the hub's cache as huggingface_hub does: blobs, and a snapshot of links to them."""
+    home = cache / name
     snapshot = home / "snapshots" / COMMIT
-    snapshot.mkdir(parents=True)
-    (home / "blobs").mkdir()
-    for file in folder.iterdir():
+    (home / "blobs").mkdir(parents=True)
+    for file in (path for path in folder.rglob("*") if path.is_file()):
         blob = home / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
         blob.write_bytes(file.read_bytes())
-        (snapshot / file.name).symlink_to(Path("..", "..", "blobs", blob.name))
+        link = snapshot / file.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blob)
 
 
 def test_a_hub_repository_from_a_filled_cache(tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,3 +254,59 @@ def test_offline_without_the_cache_says_so(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(SourceError, match="not in the hub's cache"):
         sources.fetch(tmp_path / "r", Recipe("fetch", {"hub": "owner/model", "revision": COMMIT}), "")
+
+
+FILES_OF_DATASET = {
+    "data/a-0.jsonl": b"{}", "data/a-1.jsonl": b"{ }", "test.parquet": b"P", "README.md": b"#", "load.py": b"x",
+}  # fmt: skip
+
+
+def fill_dataset(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lay a dataset repository into a cache of the hub's below `folder`."""
+    from huggingface_hub import constants
+
+    for name, data in FILES_OF_DATASET.items():
+        (folder / "repository" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "repository" / name).write_bytes(data)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+    fill_cache(folder / "cache", folder / "repository", "datasets--owner--data")
+
+
+DATASET = {"dataset": "owner/data", "revision": COMMIT}
+
+
+@pytest.mark.parametrize(
+    ("file", "names"),
+    [
+        ("test.parquet", {"test.parquet"}),
+        ("data/*.jsonl", {"data/a-0.jsonl", "data/a-1.jsonl"}),
+        (None, {"data/a-0.jsonl", "data/a-1.jsonl", "test.parquet"}),  # its data, and none of its programs
+    ],
+)
+def test_a_hub_dataset_from_a_filled_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str | None, names: set[str]
+) -> None:
+    fill_dataset(tmp_path, monkeypatch)
+    pin = DATASET | ({"file": file} if file else {})
+    found = sources.fetch(tmp_path / "r", Recipe("fetch", pin), "")
+    assert files_of(found) == {name: FILES_OF_DATASET[name] for name in names}
+    assert not [path for path in found.path.rglob("*") if path.is_symlink()]
+    whole = hashlib.sha256(b"P").hexdigest() if file == "test.parquet" else tree_sha256(found.path / sources.FILES)
+    assert found.facts["sha256"] == whole
+    assert sources.fetch(tmp_path / "r", Recipe("fetch", pin | {"sha256": whole}), "").digest == found.digest
+    with pytest.raises(SourceError, match="wrong checksum") as caught:
+        sources.fetch(tmp_path / "r", Recipe("fetch", pin | {"sha256": SHA_B}), "")
+    assert f"owner/data@{COMMIT}" in str(caught.value)
+
+
+def test_a_file_that_a_hub_dataset_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill_dataset(tmp_path, monkeypatch)
+    with pytest.raises(SourceError, match="no file matches") as caught:
+        sources.fetch(tmp_path / "r", Recipe("fetch", DATASET | {"file": "train.*"}), "")
+    assert f"owner/data@{COMMIT}, train.*" in str(caught.value)
+
+
+def test_a_model_of_the_same_name_is_another_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill_dataset(tmp_path, monkeypatch)
+    with pytest.raises(SourceError, match="not in the hub's cache"):
+        sources.fetch(tmp_path / "r", Recipe("fetch", {"hub": "owner/data", "revision": COMMIT}), "")

@@ -101,7 +101,7 @@ def test_the_normal_form_of_each_method(
 def test_pruning_by_importance_rests_on_an_analysis_of_its_own(write_config: Write) -> None:
     text = "prune, least: 2, by: block_influence, calibration: {source: text, documents: 3}"
     found = resolved(write_config, ONE, text)
-    (analysis,) = found.variants["x"].analyses
+    (analysis,) = found.variants["x"].preparations
     assert analysis.recipe.parameters == {"documents": 3, "tokens": 512, "dtype": "float32", "device": "cpu"}
     assert analysis.recipe.parents == (found.variants["a"].job.id,)
     assert found.variants["x"].job.recipe.sources == (analysis.id,)
@@ -114,7 +114,7 @@ def test_two_measures_and_counts_share_one_analysis(write_config: Write) -> None
     tail = "calibration: {source: text}"
     one = resolved(write_config, ONE, f"prune, least: 2, by: block_influence, {tail}")
     two = resolved(write_config, ONE, f"prune, least: 1, by: angular_distance, {tail}")
-    assert one.variants["x"].analyses == two.variants["x"].analyses
+    assert one.variants["x"].preparations == two.variants["x"].preparations
     assert one.variants["x"].job.id != two.variants["x"].job.id
 
 

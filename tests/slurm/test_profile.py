@@ -13,7 +13,7 @@ import pytest
 
 from conftest import REPOSITORY, write_experiment
 from strata.config import Shape
-from strata.experiment import Job
+from strata.job import Job
 from strata.recipe import Recipe
 from strata.resources import request
 

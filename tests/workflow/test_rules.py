@@ -17,6 +17,7 @@ RULES = {
     path.name: path.read_text()
     for path in [REPOSITORY / "Snakefile", *sorted((REPOSITORY / "workflow" / "rules").glob("*.smk"))]
 }
+PACKAGE = REPOSITORY / "workflow" / "strata"
 SOURCE = "\n".join(re.sub(r"#.*", "", text) for text in RULES.values())
 
 
@@ -39,22 +40,33 @@ def test_what_rules_must_not_use(word: str) -> None:
     assert word not in SOURCE
 
 
+SUBMITTED = ("init", "analyze", "merge", "tokenize", "reference", "pretrain", "sft", "dpo", "evaluate")
+
+
 def rules() -> dict[str, str]:
     return {m[1]: m[0] for m in re.finditer(r"^rule (\w+):\n(?:(?: .*)?\n)*", SOURCE, re.MULTILINE)}
 
 
 def test_every_rule_but_all_has_a_log_and_calls_the_package() -> None:
-    assert set(rules()) == {"all", "fetch", "init", "analyze", "merge", "evaluate", "links", "variant", "report"}
+    assert set(rules()) == {"all", "fetch", *SUBMITTED, "links", "variant", "report"}
     for name, text in rules().items():
         if name != "all":
             assert "log:" in text and f"python -m strata {name}" in text, name
 
 
 def test_every_submitted_rule_asks_for_its_resources_as_functions() -> None:
-    for name in ("init", "analyze", "merge", "evaluate"):
+    for name in SUBMITTED:
         for resource in ("mem_mb", "runtime", "disk_mb", "gpu"):
             assert f'{resource}=need("{name}", "{resource}")' in rules()[name]
         assert f'threads: threads_of("{name}")' in rules()[name]
+
+
+def test_how_many_processes_train_is_a_resource_and_no_parameter() -> None:
+    """Snakemake reruns a job whose parameters changed; the weights are those of the recipe on any number of GPUs."""
+    for name in ("pretrain", "sft", "dpo"):
+        resources, parameters = rules()[name].split("params:")
+        assert f'processes=need("{name}", "processes")' in resources
+        assert "--processes={resources.processes:q}" in parameters and "need(" not in parameters
 
 
 def test_fetch_and_everything_small_is_local() -> None:
@@ -70,7 +82,9 @@ def test_recipes_and_names_are_quoted_in_every_shell_line() -> None:
 def test_no_two_rules_may_claim_one_file() -> None:
     prefixes = re.findall(r'"(results/[a-z]+/[a-z]+-)\{hash\}\.json"', SOURCE)
     assert sorted(prefixes) == [
-        "results/analyses/analyze-", "results/checkpoints/init-", "results/checkpoints/merge-", "results/evaluations/evaluate-", "results/sources/fetch-",
+        "results/analyses/analyze-", "results/checkpoints/dpo-", "results/checkpoints/init-", "results/checkpoints/merge-",
+        "results/checkpoints/pretrain-", "results/checkpoints/sft-", "results/evaluations/evaluate-",
+        "results/references/reference-", "results/sources/fetch-", "results/tokens/tokenize-",
     ]  # fmt: skip
     assert 'hash="[0-9a-f]{32}"' in SOURCE
 
@@ -83,30 +97,55 @@ def test_the_default_profile_sets_no_resources() -> None:
 
 
 def test_only_rules_know_snakemake() -> None:
-    for file in (REPOSITORY / "workflow" / "strata").glob("*.py"):
+    for file in PACKAGE.rglob("*.py"):
         assert not re.search(r"^\s*(import|from) snakemake", file.read_text(), re.MULTILINE), file
 
 
 ORDER = [
     {"errors"}, {"jsonfile", "document", "plan", "progress"},
-    {"schema", "methods", "outline", "tensors", "recipe", "families", "modelfiles", "figures"},
-    {"surgery", "store", "relayer", "arithmetic"}, {"config", "checkpoint", "runs", "importance"},
-    {"suite", "foreign", "mergekit"}, {"experiment", "restack", "shapes", "sources", "items", "statistics", "loading"},
-    {"resources", "links", "initialize", "analyze", "merge", "evaluate", "pin", "standalone", "reference"},
+    {"schema", "methods", "outline", "tensors", "recipe", "families", "modelfiles", "figures", "rows"},
+    {"surgery", "training", "store", "relayer", "arithmetic", "lineage", "chat"},
+    {"config", "checkpoint", "runs", "importance", "curves"}, {"suite", "foreign", "mergekit", "job", "charts"},
+    {"variant", "restack", "shapes", "sources", "items", "statistics", "loading"}, {"stages", "tokens"},
+    {"experiment", "train"},
+    {"resources", "links", "initialize", "analyze", "merge", "evaluate", "pin", "standalone", "reference", "forecast"},
     {"status"}, {"report"}, {"cli"},
+]  # fmt: skip
+TRAIN = [
+    {"schedule", "groups", "order", "parallel", "flops", "journal", "state"},
+    {"batch", "packing", "snapshots", "learner"}, {"data", "objectives", "export"}, {"task"}, {"loop", "reference"},
+    {"operation"},
 ]  # fmt: skip
 
 
+def imports(file: Path) -> set[str]:
+    """The modules of the package that a file imports, as `store` or `train.loop`."""
+    found = set()
+    for base, listed in re.findall(r"^\s*from strata(?:\.([\w.]+))? import (.+)$", file.read_text(), re.MULTILINE):
+        folder = PACKAGE.joinpath(*base.split(".")) if base else PACKAGE
+        names = [name.split()[0] for name in listed.strip("(").split(",") if name.split()]
+        parts = [name for name in names if (folder / f"{name}.py").exists()] if folder.is_dir() else []
+        found |= {".".join(filter(None, (base, name))) for name in parts} or {base}
+    return found
+
+
 def test_imports_point_one_way() -> None:
+    """In the package, where `train` is one, and within `train`."""
     level = {name: number for number, names in enumerate(ORDER) for name in names}
-    for file in (REPOSITORY / "workflow" / "strata").glob("[a-z]*.py"):
-        for one, several in re.findall(r"^\s*from strata(?:\.(\w+))? import (.+)$", file.read_text(), re.MULTILINE):
-            names = [one] if one else [part.split()[0] for part in several.split(",")]
-            for name in names:
-                assert level[name] < level[file.stem], f"{file.stem} imports {name}"
+    within = {name: number for number, names in enumerate(TRAIN) for name in names}
+    for file in PACKAGE.rglob("[a-z]*.py"):
+        top, *rest = file.relative_to(PACKAGE).with_suffix("").parts
+        for name in imports(file):
+            other, _, inner = name.partition(".")
+            if other == top == "train":
+                assert within[inner] < within[rest[0]], f"train.{rest[0]} imports {name}"
+            else:
+                assert level[other] < level[top], f"{file} imports {name}"
 
 
-@pytest.mark.parametrize("module", ["plan", "recipe", "store", "tensors", "merge", "checkpoint", "experiment"])
+@pytest.mark.parametrize(
+    "module", ["plan", "recipe", "store", "tensors", "merge", "checkpoint", "experiment", "status", "resources"]
+)
 def test_torch_numpy_and_pandas_stay_out_of(module: str) -> None:
     code = f"import sys, strata.{module}; print([m for m in ('torch', 'numpy', 'pandas', 'transformers') if m in sys.modules])"
     run = subprocess.run(
@@ -116,7 +155,7 @@ def test_torch_numpy_and_pandas_stay_out_of(module: str) -> None:
 
 
 def test_no_file_is_two_things() -> None:
-    for file in (REPOSITORY / "workflow" / "strata").glob("*.py"):
+    for file in PACKAGE.rglob("*.py"):
         assert len(file.read_text().splitlines()) <= 400, file
 
 

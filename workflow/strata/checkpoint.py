@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from strata import families, store
 from strata.errors import CheckpointError, StoreError
 from strata.plan import Layer, Plan, inserted, seams
-from strata.recipe import canonical
+from strata.recipe import TRAINING, canonical
 from strata.store import Built, Object, file_sha256
 from strata.tensors import Header, Spec, Tensor, encode_header, plan_header, read_header, write_at
 
@@ -133,7 +133,12 @@ def _hash(file: Path, tensor: Tensor, known: Known) -> str:
 
 
 def _origin(found: Object, name: str, sha256: str) -> str:
-    """Where a tensor was copied from, and whether it is whole there: a wrong digest is often the parent's."""
+    """Where a tensor was copied from, and whether it is whole there: a wrong digest is often the parent's.
+
+    Training copies its parent's plan, not its tensors.
+    """
+    if found.recipe.operation in TRAINING:
+        return ""
     layer, places = origins(Plan.from_json(found.facts["plan"]), families.FAMILIES[found.facts["family"]], name)
     if layer.transform != "copy" or not found.recipe.parents:
         return ""

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from strata import progress
-from strata.errors import SpaceError, StoreError, StrataError, UsageError
+from strata.errors import Preempted, SpaceError, StoreError, StrataError, UsageError
 
-OPERATIONS = ("fetch", "init", "analyze", "merge", "evaluate")
+OPERATIONS = ("fetch", "init", "analyze", "merge", "tokenize", "reference", "pretrain", "sft", "dpo", "evaluate")
 TOLD = {"merge": "build what a mergekit YAML asks for: `strata merge FILE.yaml OUT`; without OUT, tell its plan"}
 
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
         return 0
     except StrataError as error:
-        _say(f"error: {error}")
+        _say(str(error) if isinstance(error, Preempted) else f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
                 "--configfile", action="append", metavar="FILE", help="where `sources:` are, over config.yaml"
             )
         job.add_argument("--location", default="", help=argparse.SUPPRESS)  # where a local source lies
+        job.add_argument("--processes", type=int, default=1, help=argparse.SUPPRESS)  # that train together
         job.add_argument("--log", help=argparse.SUPPRESS)  # file for everything but progress and errors
         job.set_defaults(operation=operation)
     for name, run, text in (
@@ -141,6 +142,18 @@ def _job(options: argparse.Namespace) -> None:
                 from strata.merge import merge
 
                 merge(options.root, recipe)
+            case "tokenize":
+                from strata.tokens import tokenize
+
+                tokenize(options.root, recipe)
+            case "reference":
+                from strata.train.reference import reference
+
+                reference(options.root, recipe)
+            case "pretrain" | "sft" | "dpo":
+                from strata.train.operation import train
+
+                train(options.root, recipe, options.processes)
             case "evaluate":
                 from strata.evaluate import evaluate
 
@@ -198,7 +211,8 @@ def _redo(options: argparse.Namespace) -> None:
             todo="wait for it, or run `snakemake --unlock`",
         )  # fmt: skip
     jobs = (experiment.variants[options.name].job, *experiment.variants[options.name].evaluations)
-    if all(status.state(options.root, job) == "missing" for job in jobs):
+    begun = status.unfinished(options.root, jobs[0].id).exists()
+    if not begun and all(status.state(options.root, job) == "missing" for job in jobs):
         raise UsageError(
             "nothing to redo: it has not been built", got=options.name, todo="build it with snakemake, see the README"
         )

@@ -18,6 +18,7 @@ from strata.errors import ConfigError
 from strata.plan import MAX_LAYERS
 from strata.schema import Device, Dtype, Model, Name, Sha256, by_key, validate
 from strata.surgery import Merge
+from strata.training import Dpo, Pretrain, Sft
 
 Family = Literal[
     "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "olmo2", "smollm3", "phi3", "gpt2", "mixtral",
@@ -68,16 +69,28 @@ class PackageSource(Source):
     file: str = Field(min_length=1, description="a member of the archive, or a glob for several")
 
 
-class HubSource(Source):
-    """A model repository on the Hugging Face hub."""
+class Repository(Source):
+    """What the Hugging Face hub has under one name."""
 
-    hub: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="`owner/name`")
     revision: str | None = Field(default=None, description="commit of 40 hex digits; `strata pin` resolves a branch")
 
     @property
     def is_pinned(self) -> bool:
         """A commit cannot move; a branch or tag can."""
         return re.fullmatch("[0-9a-f]{40}", self.revision or "") is not None
+
+
+class HubSource(Repository):
+    """A model repository on the Hugging Face hub."""
+
+    hub: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="`owner/name`")
+
+
+class DatasetSource(Repository):
+    """Files of a dataset repository on the Hugging Face hub."""
+
+    dataset: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="`owner/name`")
+    file: str = Field(min_length=1, description="a file of the repository, or a glob for several")
 
 
 class PathSource(Source):
@@ -104,6 +117,10 @@ class InitVariant(Model):
 
     init: Init
 
+    @property
+    def parent_names(self) -> tuple[str, ...]:
+        return ()
+
 
 class MergeVariant(Model):
     """A checkpoint whose layers are re-stacked from its parents'."""
@@ -127,19 +144,74 @@ class MergeVariant(Model):
         return (self.parent,) if self.parent is not None else tuple(self.parents or ())
 
 
+class TrainingVariant(Model):
+    """A checkpoint whose weights are its parent's, trained on."""
+
+    parent: Name = Field(description="name of a variant")
+
+    @property
+    def parent_names(self) -> tuple[str, ...]:
+        return (self.parent,)
+
+    @property
+    def training(self) -> Pretrain | Sft | Dpo:
+        """What is written under the key that is called as the operation."""
+        raise NotImplementedError
+
+
+class PretrainVariant(TrainingVariant):
+    """Its parent after continued pretraining on documents."""
+
+    pretrain: Pretrain
+
+    @property
+    def training(self) -> Pretrain:
+        return self.pretrain
+
+
+class SftVariant(TrainingVariant):
+    """Its parent after instruction tuning."""
+
+    sft: Sft
+
+    @property
+    def training(self) -> Sft:
+        return self.sft
+
+
+class DpoVariant(TrainingVariant):
+    """Its parent after alignment by preferences. A chain of these is stepwise DPO."""
+
+    dpo: Dpo
+
+    @property
+    def training(self) -> Dpo:
+        return self.dpo
+
+
 AnySource = Annotated[
-    Annotated[PackageSource, Tag("@package")] | Annotated[HubSource, Tag("@hub")] | Annotated[PathSource, Tag("@path")],
-    by_key("package", "hub", "path"),
+    Annotated[PackageSource, Tag("@package")]
+    | Annotated[HubSource, Tag("@hub")]
+    | Annotated[DatasetSource, Tag("@dataset")]
+    | Annotated[PathSource, Tag("@path")],
+    by_key("package", "hub", "dataset", "path"),
 ]
 AnyVariant = Annotated[
-    Annotated[InitVariant, Tag("@init")] | Annotated[MergeVariant, Tag("@merge")], by_key("init", "merge")
+    Annotated[InitVariant, Tag("@init")]
+    | Annotated[MergeVariant, Tag("@merge")]
+    | Annotated[PretrainVariant, Tag("@pretrain")]
+    | Annotated[SftVariant, Tag("@sft")]
+    | Annotated[DpoVariant, Tag("@dpo")],
+    by_key("init", "merge", "pretrain", "sft", "dpo"),
 ]
 
 
 class Config(Model):
     """A Strata experiment."""
 
-    device: Device = Field(default="cpu", description="what evaluation runs on; cuda makes its jobs ask for a GPU")
+    device: Device = Field(
+        default="cpu", description="what training and evaluation run on; cuda makes their jobs ask for GPUs"
+    )
     sources: dict[Name, AnySource] = Field(description="pinned inputs, by name")
     variants: dict[Name, AnyVariant] = Field(min_length=1, description="rows of the result table, by name")
     suites: list[str] = Field(

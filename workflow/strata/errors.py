@@ -10,7 +10,9 @@ StrataError               1  (never raised itself)
 │   └── NonDeterministic  6  one recipe gave two contents
 ├── EvaluationError       7  a score that cannot be trusted
 ├── SpaceError            8  the disk is full, or not writable
-└── ClusterError          9  the scheduler that a profile asks for
+├── ClusterError          9  the scheduler that a profile asks for
+├── TrainingError        10  training data, or a training run that cannot go on
+└── Preempted            75  stopped by a signal; a snapshot is written, and the same command goes on from it
 """
 
 from __future__ import annotations
@@ -89,3 +91,13 @@ class SpaceError(StrataError):
 
 class ClusterError(StrataError):
     exit_code = 9
+
+
+class TrainingError(StrataError):
+    exit_code = 10
+
+
+class Preempted(StrataError):
+    """No failure: 75 is what sysexits.h calls "try again"."""
+
+    exit_code = 75

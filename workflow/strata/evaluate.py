@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from strata.errors import EvaluationError
 from strata.items import beginning, continuations, read_documents
 from strata.loading import check_device, check_length, check_loaded
 from strata.progress import bar
-from strata.recipe import Recipe, canonical, digest
+from strata.recipe import KINDS, Recipe, canonical, digest, kind_of
 from strata.sources import FILES
 from strata.statistics import Samples, score
 from strata.store import Built, Object
+from strata.tokens import overlap
 
 
 def evaluate(root: Path, recipe: Recipe) -> Object:
@@ -39,7 +40,10 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
     # Every byte that is scored is hashed first: a merge takes its digests from its parents and reads no weight.
     checkpoint = store.require(root, recipe.parents[0], verify)
     for source in recipe.sources:
-        store.require(root, source, store.verify)
+        if kind_of(source) != KINDS["tokenize"]:
+            store.require(root, source, store.verify)
+    for name, task in recipe.parameters["tasks"].items():
+        _check_unseen(root, name, task, recipe.sources)
     tasks = {name: _documents(root, task) for name, task in recipe.parameters["tasks"].items()}
     check_length(checkpoint, recipe.parameters["numerics"]["max_length"], "`numerics.max_length` of the suite")
     results = _run(checkpoint, recipe.parameters, tasks)
@@ -64,6 +68,20 @@ def read_samples(found: Object, task: str) -> Samples:
     # Not splitlines: it also splits at U+2028 and its like, which stand unescaped in the texts.
     lines = (found.path / f"{task}.jsonl").read_text(encoding="utf-8").split("\n")
     return Samples(kind, [json.loads(line) for line in lines if line])
+
+
+def _check_unseen(root: Path, name: str, task: Mapping[str, Any], sources: Sequence[str]) -> None:
+    """Refuse a task of which the checkpoint's training data, the tokens among `sources`, holds a document."""
+    texts = read_documents(store.require(root, task["source"]).path / FILES)
+    for id in sources:
+        seen = overlap(store.require(root, id), texts) if kind_of(id) == KINDS["tokenize"] else []
+        if seen:
+            raise EvaluationError(
+                "the checkpoint was trained on what it would be scored on", where=f"task {name}, document {seen[0]}",
+                expected="no document of a task, nor a passage of one, in training data",
+                got=f"{len(seen)} of {len(texts)} documents in {id}",
+                todo="leave these documents out of the training data, or score on others",
+            )  # fmt: skip
 
 
 def _documents(root: Path, task: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -5,8 +5,9 @@ Pure: no writes, no network, no torch. Snakemake does it again in every job, so 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +16,15 @@ from strata import plan as plans
 from strata import suite as suites
 from strata.document import Document, Key
 from strata.errors import ConfigError, PlanError, SourceError
+from strata.job import Job
+from strata.lineage import Lineage, merged
 from strata.methods import check_least, make_plan
 from strata.plan import Plan
 from strata.recipe import Recipe
 from strata.schema import Device
+from strata.stages import Setting, trained_variant
 from strata.surgery import Calibration, Prune
-
-
-@dataclass(frozen=True)
-class Job:
-    """One artefact: its recipe, the size of the model it works on, and for a local source where it lies."""
-
-    recipe: Recipe
-    shape: schema.Shape | None = None
-    location: str = ""
-
-    @property
-    def id(self) -> str:
-        return self.recipe.id
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A row of the table: its checkpoint, its plan in layers of its parents, and its evaluations.
-
-    The plan is None where an analysis decides it; the checkpoint's manifest has it then.
-    """
-
-    name: str
-    job: Job
-    plan: Plan | None
-    parents: tuple[str, ...]
-    evaluations: tuple[Job, ...]
-    analyses: tuple[Job, ...] = ()
+from strata.variant import Variant
 
 
 @dataclass(frozen=True)
@@ -81,24 +58,27 @@ def resolve(config: schema.Config, document: Document) -> Experiment:
         raise ConfigError("two suites of one name", where=document.where(("suites",)), got=", ".join(names))
     tests: list[Recipe] = []
     fetched = list(sources.values())
+    tested: dict[str, str] = {}
     for suite, text in loaded:
         data = {name: fetch_job(source, text, ("sources", name)) for name, source in suite.sources.items()}
         fetched += data.values()
+        tested |= {job.id: suite.suite for job in data.values()}
         tests += [_test(suite, group, data, config.device) for group in suite.groups]
+    setting = Setting(config.device, document, sources, tested)
     variants: dict[str, Variant] = {}
     for name in _parents_first(config, document):
-        job, plan, analyses = _checkpoint(config, document, name, sources, variants)
-        evaluations = tuple(Job(_of(test, job.id), job.shape) for test in tests)
-        variants[name] = Variant(name, job, plan, _parents(config, name), evaluations, analyses)
+        made = _variant(config, name, setting, variants)
+        evaluations = tuple(Job(_of(test, made), made.job.shape) for test in tests)
+        variants[name] = replace(made, evaluations=evaluations)
     variants = {name: variants[name] for name in config.variants}
-    every = [*fetched, *(job for v in variants.values() for job in (*v.analyses, v.job, *v.evaluations))]
+    every = [*fetched, *(job for v in variants.values() for job in (*v.preparations, v.job, *v.evaluations))]
     return Experiment(config.device, tuple(s for s, _ in loaded), sources, variants, {job.id: job for job in every})
 
 
 def fetch_job(source: schema.Source, document: Document, key: Key) -> Job:
     """The job that brings in a source. Its recipe is the pin, so a moved local path keeps its id."""
     of_suite = f" --suite {document.marks[()].file}" if "tasks" in document.value else ""
-    hub = source if isinstance(source, schema.HubSource) else None
+    hub = source if isinstance(source, schema.Repository) else None
     if not (hub.is_pinned if hub else source.sha256):
         raise SourceError(
             f"`{key[-1]}` is not pinned",
@@ -129,57 +109,74 @@ def _test(suite: suites.Suite, group: str, data: dict[str, Job], device: str) ->
     return Recipe("evaluate", parameters, (), tuple(sorted({task["source"] for task in tasks.values()})))
 
 
-def _of(test: Recipe, checkpoint: str) -> Recipe:
-    return Recipe(test.operation, test.parameters, (checkpoint,), test.sources)
+def _of(test: Recipe, variant: Variant) -> Recipe:
+    """The evaluation of one variant. What its lineage has learnt is a source, so that overlap can be refused."""
+    return Recipe(test.operation, test.parameters, (variant.job.id,), (*test.sources, *variant.lineage.learnt))
 
 
-def _parents(config: schema.Config, name: str) -> tuple[str, ...]:
+def _waits_for(config: schema.Config, name: str) -> dict[str, Key]:
+    """The variants that must be resolved before this one, and where it names them."""
     variant = config.variants[name]
-    return variant.parent_names if isinstance(variant, schema.MergeVariant) else ()
+    names: dict[str, Key] = {parent: ("variants", name, "parent") for parent in variant.parent_names}
+    if isinstance(variant, schema.PretrainVariant) and variant.pretrain.stop:
+        names.setdefault(variant.pretrain.stop.recovered, ("variants", name, "pretrain", "stop", "recovered"))
+    return names
 
 
 def _parents_first(config: schema.Config, document: Document) -> list[str]:
-    """Variant names, every one after its parents. Iterative: a chain of 5,000 variants is no recursion error."""
+    """Variant names, every one after those it waits for. Iterative: a chain of 5,000 variants is no recursion error."""
     order: dict[str, None] = {}
     for start in config.variants:
-        stack, path = [(start, iter(_parents(config, start)))], {start: None}
+        stack, path = [(start, iter(_waits_for(config, start).items()))], {start: None}
         while stack:
-            name, parents = stack[-1]
-            parent = next((p for p in parents if p not in order), None)
-            if parent is None:
+            name, others = stack[-1]
+            other, key = next(((o, key) for o, key in others if o not in order), ("", ()))
+            if not other:
                 order[name] = None
                 path.pop(stack.pop()[0])
-            elif parent not in config.variants:
-                raise ConfigError(
-                    f"`{name}` has a parent that does not exist",
-                    where=document.where(("variants", name, "parent")),
-                    expected=", ".join(list(config.variants)[:20]),
-                    got=parent,
-                )
-            elif parent in path:
+            elif other not in config.variants:
+                what = f"`{name}` has a parent that does not exist" if key[-1] == "parent" else "no such variant"
+                expected = ", ".join(list(config.variants)[:20])
+                raise ConfigError(what, where=document.where(key), expected=expected, got=other)
+            elif other in path:
                 names = list(path)
-                cycle = [*names[names.index(parent) :], parent]
-                raise ConfigError(
-                    f"`{parent}` is its own ancestor",
-                    where=document.where(("variants", parent, "parent")),
-                    got=" <- ".join(cycle),
-                    todo="give one of them another parent",
-                )
+                raise _cycle(config, document, [*names[names.index(other) :], other])
             else:
-                path[parent] = None
-                stack.append((parent, iter(_parents(config, parent))))
+                path[other] = None
+                stack.append((other, iter(_waits_for(config, other).items())))
     return list(order)
 
 
-def _checkpoint(
-    config: schema.Config, document: Document, name: str, sources: dict[str, Job], done: dict[str, Variant]
-) -> tuple[Job, Plan | None, tuple[Job, ...]]:
-    """A variant's job, its plan where it is known before anything runs, and the analyses it rests on."""
-    variant, key = config.variants[name], ("variants", name)
+def _cycle(config: schema.Config, document: Document, names: list[str]) -> ConfigError:
+    """The error for variants that wait for each other in a circle, told where one names another's loss, if one does."""
+    keys = [_waits_for(config, name)[other] for name, other in itertools.pairwise(names)]
+    recovery = next((number for number, key in enumerate(keys) if key[-1] == "recovered"), None)
+    told = " <- ".join(names)
+    if recovery is None:
+        where, todo = document.where(("variants", names[0], "parent")), "give one of them another parent"
+        return ConfigError(f"`{names[0]}` is its own ancestor", where=where, got=told, todo=todo)
+    return ConfigError(
+        f"`{names[recovery]}` is to get back to the loss of a variant that is made after it",
+        where=document.where(keys[recovery]), got=told, todo="name one that its parent was made from",
+    )  # fmt: skip
+
+
+def _variant(config: schema.Config, name: str, setting: Setting, done: dict[str, Variant]) -> Variant:
+    """A variant, still without its evaluations."""
+    variant = config.variants[name]
     if isinstance(variant, schema.InitVariant):
-        return *_init(variant.init, document, key, sources), ()
-    parents = [done[parent].job for parent in variant.parent_names]
-    shapes = [_shape(parent) for parent in parents]
+        return _init(name, variant.init, setting)
+    if isinstance(variant, schema.MergeVariant):
+        return _merge(name, variant, setting, [done[parent] for parent in variant.parent_names])
+    stop = variant.pretrain.stop if isinstance(variant, schema.PretrainVariant) else None
+    recovered = done[stop.recovered] if stop else None
+    return trained_variant(setting, name, variant.training, done[variant.parent], recovered)
+
+
+def _merge(name: str, variant: schema.MergeVariant, setting: Setting, parents: Sequence[Variant]) -> Variant:
+    """A merge, whose plan an analysis may have to decide."""
+    document, key, jobs = setting.document, ("variants", name), [parent.job for parent in parents]
+    shapes = [_shape(job) for job in jobs]
     _check_alike(shapes, variant, document.where((*key, "merge")))
     try:
         parameters = variant.merge.normal(variant.parent_names)
@@ -190,7 +187,7 @@ def _checkpoint(
         if isinstance(variant.merge, Prune) and variant.merge.least and variant.merge.calibration:
             check_least(shapes[0].layers, variant.merge.least)
             layers = shapes[0].layers - variant.merge.least
-            analyses = (_analysis(variant.merge.calibration, parents[0], config.device, sources, document, key),)
+            analyses = (_analysis(variant.merge.calibration, jobs[0], setting, key),)
         else:
             plan = make_plan(parameters, [shape.layers for shape in shapes])
             layers = len(plan.layers)
@@ -198,9 +195,11 @@ def _checkpoint(
                 _check_used(plan, variant.parent_names)
     except PlanError as error:
         raise error.at(document.where((*key, "merge", *error.entry))) from None
-    recipe = Recipe("merge", parameters, tuple(job.id for job in parents), tuple(job.id for job in analyses))
+    recipe = Recipe("merge", parameters, tuple(job.id for job in jobs), tuple(job.id for job in analyses))
     shape = shapes[plan.embed_from.sources[0][0] if plan else 0].deep(layers)
-    return Job(recipe, shape.cast(parameters["dtype"]) if "dtype" in parameters else shape), plan, analyses
+    job = Job(recipe, shape.cast(parameters["dtype"]) if "dtype" in parameters else shape)
+    lineage = merged(plan, [parent.lineage for parent in parents])
+    return Variant(name, variant.parent_names, job, plan, lineage, analyses)
 
 
 def _check_used(plan: Plan, names: Sequence[str]) -> None:
@@ -229,33 +228,32 @@ def _check_alike(shapes: Sequence[schema.Shape], variant: schema.MergeVariant, w
             raise ConfigError(f"the parents differ in {key}", where=where, expected="one", got=told, todo=todo)
 
 
-def _analysis(
-    calibration: Calibration, parent: Job, device: str, sources: dict[str, Job], document: Document, key: Key
-) -> Job:
+def _analysis(calibration: Calibration, parent: Job, setting: Setting, key: Key) -> Job:
     """The job that measures the layers of a parent."""
-    where = document.where((*key, "merge", "calibration", "source"))
-    text = _source(calibration.source, sources, where)
+    where = setting.document.where((*key, "merge", "calibration", "source"))
+    text = _source(calibration.source, setting, where)
     if text.shape is not None:
         raise ConfigError(f"`{calibration.source}` is a model, not a text", where=where, expected="a source of texts")
-    parameters = calibration.model_dump(exclude={"source"}) | {"device": device}
+    parameters = calibration.model_dump(exclude={"source"}) | {"device": setting.device}
     return Job(Recipe("analyze", parameters, (parent.id,), (text.id,)), parent.shape)
 
 
-def _source(name: str, sources: dict[str, Job], where: str) -> Job:
-    if name not in sources:
-        raise ConfigError("no such source", where=where, expected=", ".join(sources), got=name)
-    return sources[name]
+def _source(name: str, setting: Setting, where: str) -> Job:
+    if name not in setting.sources:
+        raise ConfigError("no such source", where=where, expected=", ".join(setting.sources), got=name)
+    return setting.sources[name]
 
 
-def _init(init: schema.Init, document: Document, key: Key, sources: dict[str, Job]) -> tuple[Job, Plan]:
-    source = _source(init.source, sources, document.where((*key, "init", "source")))
+def _init(name: str, init: schema.Init, setting: Setting) -> Variant:
+    source = _source(init.source, setting, setting.document.where(("variants", name, "init", "source")))
     if source.shape is None:
         raise SourceError(
             f"`{init.source}` has no shape",
-            where=document.where(("sources", init.source)),
+            where=setting.document.where(("sources", init.source)),
             todo="run `strata pin`: it reads the shape from the file",
         )
     family = init.architecture or source.shape.family
     shape = source.shape.model_copy(update={"family": family})
     parameters = {"architecture": family, "shape": source.shape.model_dump(exclude_none=True)}
-    return Job(Recipe("init", parameters, (), (source.id,)), shape), plans.identity(shape.layers)
+    job, plan = Job(Recipe("init", parameters, (), (source.id,)), shape), plans.identity(shape.layers)
+    return Variant(name, (), job, plan, Lineage(plan, tokenizer=job.id))

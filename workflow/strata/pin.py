@@ -53,6 +53,8 @@ def _measure(name: str, source: schema.AnySource, is_model: bool, again: bool) -
     lacking: dict[str, str] = {}
     if isinstance(source, schema.HubSource) and not source.is_pinned:
         entry["revision"] = lacking["revision"] = _commit(source.hub, source.revision)
+    if isinstance(source, schema.DatasetSource) and not source.is_pinned:
+        entry["revision"] = lacking["revision"] = _commit(source.dataset, source.revision, "dataset")
     is_model = is_model or source.shape is not None
     wants_shape = is_model and (again or source.shape is None or source.sha256 is None)
     is_local = isinstance(source, schema.PathSource)  # cheap to look at again; others cannot change behind a pin
@@ -104,12 +106,12 @@ def _rewrite(file: Path, document: Document, found: Mapping[str, Mapping[str, st
     write_atomically(file, (kept + text).encode(), file.stat().st_mode & 0o777)
 
 
-def _commit(name: str, revision: str | None) -> str:
+def _commit(name: str, revision: str | None, kind: str = "model") -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return str(HfApi().model_info(name, revision=revision).sha)
+        return str(HfApi().repo_info(name, revision=revision, repo_type=kind).sha)
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise SourceError(
             "cannot resolve the revision", where=f"{name}@{revision or 'main'}", got=str(error).split("\n")[0],

@@ -19,14 +19,22 @@ KINDS = {
     "init": "checkpoints",
     "analyze": "analyses",
     "merge": "checkpoints",
+    "tokenize": "tokens",
+    "reference": "references",
+    "pretrain": "checkpoints",
+    "sft": "checkpoints",
+    "dpo": "checkpoints",
     "evaluate": "evaluations",
 }
 
 # Raised when an operation gives another result for the same parameters: every id that depends on it changes.
-VERSIONS = {"fetch": 1, "init": 1, "analyze": 1, "merge": 1, "evaluate": 1}
+VERSIONS = dict.fromkeys(KINDS, 1)
 
 # Same id, other content is an error for these; for the rest the first published object wins.
-DETERMINISTIC = {"fetch", "init", "merge"}
+DETERMINISTIC = {"fetch", "init", "merge", "tokenize"}
+
+# These change weights, so a tensor of theirs is nobody's copy.
+TRAINING = {"pretrain", "sft", "dpo"}
 
 
 def canonical(value: Any) -> str:
@@ -41,7 +49,7 @@ def digest(text: str | bytes) -> str:
 @dataclass(frozen=True)
 class Recipe:
     """One normalised operation. `parents` are ids of checkpoints, `sources` of what else it reads: fetched files,
-    an analysis."""
+    tokens, an analysis, a model's loss to get back to."""
 
     operation: str
     parameters: dict[str, Any] = field(hash=False)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from strata.config import WIDTH, Shape
-from strata.experiment import Job
+from strata.job import Job
+from strata.recipe import TRAINING
 
 MB = 1_000_000
 LIBRARIES_MB = {
@@ -17,44 +18,99 @@ LIBRARIES_MB = {
     "init": 2_500,
     "analyze": 2_500,
     "merge": 900,
+    "tokenize": 3_000,
+    "reference": 3_000,
+    **dict.fromkeys(TRAINING, 3_000),
     "evaluate": 3_000,
 }  # resident before a weight is read
+MINUTES = {
+    "fetch": 120, "init": 20, "analyze": 30, "merge": 20, "tokenize": 120, "reference": 30,
+    **dict.fromkeys(TRAINING, 30), "evaluate": 60,
+}  # fmt: skip
+THREADS = {"fetch": 1, "init": 2}  # 4 for the rest
+# Operations per second of a training step: half of what 2 cores do with a 0.2 B model in float32, and a tenth of what
+# an H100 can in bfloat16. An upper bound of the time, not a forecast.
+SPEED = {"cpu": 4e10, "cuda": 1e14}
+ROWS = 50_000  # of a source of rows, where the config does not say how many are used
+DAY = 1_440  # minutes: what takes longer is stopped, and goes on from its snapshot (the profile's `retries`)
 
 
 @dataclass(frozen=True)
 class Request:
-    """Resources of one attempt of a job, in Snakemake's names and units."""
+    """Resources of one attempt of a job, in Snakemake's names and units. `processes` train together."""
 
     threads: int
     mem_mb: int
     runtime: int  # minutes
     disk_mb: int
     gpu: int
+    processes: int
 
 
 def request(job: Job, attempt: int = 1) -> Request:
     """What to ask for. Memory and time grow by half of the first request with every further attempt."""
-    operation = job.recipe.operation
+    operation, parameters = job.recipe.operation, job.recipe.parameters
     size_mb = job.shape.bytes // MB if job.shape else 0
-    cuda = operation in ("analyze", "evaluate") and job.recipe.parameters["device"] == "cuda"
-    memory = LIBRARIES_MB[operation] + _weights_mb(job)
-    minutes = {"fetch": 120, "init": 20, "analyze": 30, "merge": 20, "evaluate": 60}[operation] + size_mb // 200
+    uses_model = operation in ("analyze", "reference", "evaluate", *TRAINING)
+    minutes = MINUTES[operation] + size_mb // 200 + _training_minutes(job)
     growth = 1 + 0.5 * (attempt - 1)
     return Request(
-        threads={"fetch": 1, "init": 2, "analyze": 4, "merge": 4, "evaluate": 4}[operation],
-        mem_mb=round(memory * growth),
-        runtime=round(minutes * growth),
-        disk_mb=1_000 if operation in ("analyze", "evaluate") else 100 + round(1.1 * size_mb),
-        gpu=int(cuda),
+        threads=THREADS.get(operation, 4) * job.processes,
+        mem_mb=round((LIBRARIES_MB[operation] * job.processes + _weights_mb(job)) * growth),
+        runtime=min(round(minutes * growth), DAY),
+        disk_mb=_disk_mb(job, size_mb),
+        gpu=job.processes if uses_model and parameters["device"] == "cuda" else 0,
+        processes=job.processes,
     )
 
 
 def _weights_mb(job: Job) -> int:
     """Memory for weights: init of a GGUF dequantises through float32, a merge holds none, a forward pass casts."""
-    shape: Shape | None = job.shape
+    shape, parameters = job.shape, job.recipe.parameters
     if shape is None or job.recipe.operation in ("fetch", "merge"):
         return 0
-    parameters = job.recipe.parameters
+    if job.recipe.operation in TRAINING:
+        return _training_mb(job, shape)
     cast = parameters.get("numerics", parameters).get("dtype", "float32")
     width = 6 if job.recipe.operation == "init" else WIDTH[cast] * 3 // 2
     return shape.parameters * width // MB
+
+
+def _training_mb(job: Job, shape: Shape) -> int:
+    """Memory of the machine, not of its GPUs: all of it on a CPU; beside GPUs, what passes through on the way.
+
+    A parameter that trains has a master, a gradient and AdamW's two averages, 4 bytes each, and 12 bytes more while
+    they are written to a snapshot; a frozen one has its weight, which is read from a file.
+    """
+    parameters = job.recipe.parameters
+    trained = shape.parameters if job.trained is None else job.trained
+    weights = 8 * shape.parameters  # as stored, and as computed with
+    if parameters["device"] == "cuda":
+        return (weights + 12 * trained) // MB
+    # Kept for the backward pass: about 25 vectors of the hidden width for each token and layer; then four of the
+    # vocabulary's, in float32: logits, their copy, their logarithms and their gradient. Pairs have two members.
+    tokens = parameters["micro_batch"] * parameters["length"] * (2 if job.recipe.operation == "dpo" else 1)
+    layers = 2 if parameters["activation_checkpointing"] else shape.layers
+    vectors = 25 * (shape.hidden or 4_096) * layers * WIDTH[parameters["dtype"]]
+    activations = tokens * (vectors + 16 * (shape.vocabulary or 50_000))
+    return int(weights + 28 * trained + activations) // MB
+
+
+def _training_minutes(job: Job) -> int:
+    """Six operations for each parameter and token of training, two of a forward pass alone."""
+    parameters, shape = job.recipe.parameters, job.shape
+    if job.recipe.operation not in (*TRAINING, "reference") or shape is None:
+        return 0
+    tokens: int = parameters.get("tokens") or ROWS * parameters["length"] * parameters.get("epochs", 1)
+    operations = (2 if job.recipe.operation == "reference" else 6) * shape.parameters * tokens
+    return round(operations / SPEED[parameters["device"]] / job.processes / 60)
+
+
+def _disk_mb(job: Job, size_mb: int) -> int:
+    """A checkpoint is written once; of snapshots, with masters and averages, two stand while one takes over."""
+    if job.recipe.operation in TRAINING:
+        trained = job.trained or (job.shape.parameters if job.shape else 0)
+        return 1_000 + round(1.1 * size_mb) + 2 * 12 * trained // MB
+    if job.recipe.operation in ("analyze", "reference", "evaluate"):
+        return 1_000
+    return 4_000 if job.recipe.operation == "tokenize" else 100 + round(1.1 * size_mb)

@@ -15,6 +15,9 @@ from strata.errors import ConfigError
 NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]  # relative to others
+Share = Annotated[float, Field(ge=0, le=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Device = Literal["cpu", "cuda"]
 
@@ -121,7 +124,7 @@ def _explain(item: ErrorDetails, document: Document) -> ConfigError:
     return ConfigError("not a valid value", where=where, expected=expected or _sentence(item["msg"]), got=got)
 
 
-_PATTERNS = {"sha256": "64 hex digits", "package": "name==version", "hub": "owner/name"}
+_PATTERNS = {"sha256": "64 hex digits", "package": "name==version", "hub": "owner/name", "dataset": "owner/name"}
 
 
 def _sentence(message: str) -> str:

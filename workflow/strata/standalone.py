@@ -56,9 +56,10 @@ def _locate(name: str, file: Path, root: Path, configs: Sequence[str]) -> Path:
     # Not needed, and 10 MB of memory, where all models are folders.
     from strata import config as schema
     from strata import experiment
+    from strata.job import Job
     from strata.sources import FILES, fetch
 
-    sources: dict[str, experiment.Job] = {}
+    sources: dict[str, Job] = {}
     if configs and (configs != ["config.yaml"] or Path("config.yaml").is_file()):
         config, document = schema.load(configs)
         if name in config.sources:

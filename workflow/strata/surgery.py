@@ -13,13 +13,10 @@ from pydantic_core import PydanticCustomError
 
 from strata.errors import PlanError
 from strata.plan import Layer
-from strata.schema import Dtype, Model, Name, by_form, by_key, by_key_value
+from strata.schema import Count, Dtype, Model, Name, Share, Weight, by_form, by_key, by_key_value
 
 MANY = 1_000
-Count = Annotated[int, Field(ge=0)]
 Pair = Annotated[list[Count], Field(min_length=2, max_length=2)]
-Weight = Annotated[float, Field(ge=0, le=1e6)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Entry = tuple[str | int, ...]
 
 

@@ -23,10 +23,10 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / LOG
         kept = [line for line in self._lines() if line["step"] <= step] if step else []
+        self._board = _board(folder, step)
         self._stream = self._file.open("w")
         for line in kept:
             self._stream.write(json.dumps(line) + "\n")
-        self._board = _board(folder, step)
 
     def write(self, **values: Any) -> None:
         """One line, on the disk's way at once: the log of a job that was killed tells how far it came."""
@@ -62,4 +62,4 @@ def _board(folder: Path, step: int) -> Any:
         raise TrainingError(
             "STRATA_TENSORBOARD is set, and TensorBoard is not installed", todo="pip install tensorboard, or unset it"
         ) from None
-    return SummaryWriter(folder / "tensorboard", purge_step=step)
+    return SummaryWriter(folder / "tensorboard", purge_step=step + 1 if step else 0)

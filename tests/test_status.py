@@ -1,0 +1,77 @@
+"""What people are told of variants, and what `redo` puts away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from conftest import strata
+from strata import experiment, status, store
+from strata.experiment import Experiment
+
+SHAPE = "{family: llama, layers: 4, parameters: 100, bytes: 200, dtype: bfloat16, outside: 20}"
+CONFIG = f"""\
+sources:
+  m: {{path: model, sha256: {"a" * 64}, shape: {SHAPE}}}
+  old: {{path: old, sha256: {"b" * 64}}}
+variants:
+  base: {{init: {{source: m}}}}
+  dus: {{parent: base, merge: {{method: dus, drop: 1}}}}
+  healed: {{parent: dus, pretrain: {{data: {{old: 1}}, tokens: 10_000, train: seams}}}}
+suites: []
+"""
+
+
+@pytest.fixture
+def loaded(write_config: Callable[..., Path]) -> Experiment:
+    return experiment.load([write_config(CONFIG)])
+
+
+def test_a_training_is_listed_with_its_parent_its_budget_and_its_data(loaded: Experiment, tmp_path: Path) -> None:
+    line = status.listing(tmp_path / "results", loaded).splitlines()[3]
+    assert "dus: pretrain 10,000 tokens of old, both sides of seams" in line and line.endswith("missing")
+
+
+def test_the_plan_of_a_training_says_what_trains_and_how_large_it_is(loaded: Experiment, tmp_path: Path) -> None:
+    told = status.planned(tmp_path / "results", loaded, "healed")
+    assert "140 parameters, 280 bytes of bfloat16" in told
+    assert "2 layers of 6 (2, 3): 40 of 140 parameters (28.6%)" in told
+
+
+def test_why_names_the_variant_that_tokens_are_for(loaded: Experiment, tmp_path: Path) -> None:
+    lines = status.reasons(tmp_path / "results", loaded, "healed").splitlines()
+    (tokens,) = (line for line in lines if "tokenize-" in line)
+    assert tokens.endswith("missing  (healed)")
+
+
+def test_a_trained_variant_is_shown_in_layers_of_its_parent_with_what_was_learnt(
+    loaded: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    healed = loaded.variants["healed"]
+    facts: dict[str, Any] = {
+        "parameters": 140, "bytes": 280, "dtype": "bfloat16", "plan": healed.lineage.plan.to_json() if healed.lineage.plan else {},
+        "training": {
+            "ended": "recovered", "steps": 7, "tokens": 7_168, "trained": 40, "heldout": [3.71234, 3.0656],
+        },
+    }  # fmt: skip
+    found = SimpleNamespace(facts=facts, digest="0" * 64)
+    monkeypatch.setattr(store, "find", lambda root, id: found if id == healed.job.id else None)
+    told = status.description(tmp_path, loaded, "healed")
+    assert "0-5  0-5 of dus" in told
+    assert "7 steps, 7,168 tokens, 40 parameters, held-out loss 3.712 -> 3.066, stopped as recovered" in told
+
+
+def test_redo_starts_a_training_over_and_not_from_its_snapshots(loaded: Experiment, tmp_path: Path) -> None:
+    mine, others = (status.unfinished(tmp_path, loaded.variants[name].job.id) for name in ("healed", "dus"))
+    for folder in (mine, others):
+        (folder / "snapshots").mkdir(parents=True)
+    assert status.reject_variant(tmp_path, loaded, "healed", "redo") == {}
+    assert (mine.exists(), others.exists()) == (False, True)
+
+
+def test_redo_of_what_was_not_begun_is_refused(loaded: Experiment, tmp_path: Path) -> None:
+    assert "nothing to redo" in strata(tmp_path, "redo", "healed").stderr

@@ -1,0 +1,209 @@
+"""Chat: conversations as text through a chat template, and which of the text's tokens are answers to learn.
+
+A template is a Jinja chat template as transformers keeps with a tokenizer, so the one that rows are trained with is
+the one that a checkpoint is asked with. A text is tokenised once, whole: its answers are found by character.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from strata.errors import TrainingError
+from strata.rows import Conversation, Message
+
+# Stanford Alpaca's two prompts (github.com/tatsu-lab/stanford_alpaca, train.py), with one change: a newline behind
+# "### Response:". The original has none, so there the answer "- ants" makes one token ":-" of prompt and answer, which
+# is not what a model is given when it is asked. A system message takes the place of the preamble; a later turn
+# has none.
+_ALPACA = """\
+{%- for message in messages %}
+{%- if message.role == 'system' %}{{- message.content }}
+{%- elif message.role == 'user' %}
+{%- if loop.first %}{{- 'Below is an instruction that describes a task' }}
+{%- if message.input %}{{- ', paired with an input that provides further context' }}{%- endif %}
+{{- '. Write a response that appropriately completes the request.' }}{%- endif %}
+{{- '\\n\\n### Instruction:\\n' + message.content }}
+{%- if message.input %}{{- '\\n\\n### Input:\\n' + message.input }}{%- endif %}
+{%- elif message.role == 'assistant' %}{{- '\\n\\n### Response:\\n' + message.content + eos_token }}
+{%- endif %}{%- endfor %}
+{%- if add_generation_prompt %}{{- '\\n\\n### Response:\\n' }}{%- endif %}"""
+
+# That of SOLAR 10.7B Instruct (arXiv 2312.15166).
+_SOLAR = """\
+{%- for message in messages %}
+{%- if not loop.first %}{{- '\\n\\n' }}{%- endif %}
+{{- {'system': '### System:\\n', 'user': '### User:\\n', 'assistant': '### Assistant:\\n'}[message.role] }}
+{{- message.content }}
+{%- if message.role == 'assistant' %}{{- eos_token }}{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '\\n\\n### Assistant:\\n' }}{%- endif %}"""
+
+TEMPLATES = {"alpaca": _ALPACA, "solar": _SOLAR}
+_ONE = (Conversation("a request of one letter", (Message("user", "x", "x"), Message("assistant", "x")), 1),)
+
+
+class Encoded(NamedTuple):
+    """A text's tokens, uint8 flags of those to learn (None: all), and the length of the text in UTF-8."""
+
+    ids: np.ndarray
+    loss: np.ndarray | None
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A tokenizer with a chat template that it can encode.
+
+    `ends` are the ids of tokens at which generation stops; `special` matches the text of any special token.
+    """
+
+    tokenizer: Any
+    template: str
+    name: str
+    ends: frozenset[int]
+    special: re.Pattern[str]
+
+
+def open_chat(tokenizer: Any, name: str, ends: Iterable[int] = ()) -> Chat:
+    """The template `name` ("alpaca", "solar", or "own": the tokenizer's) for a tokenizer, tried on one request.
+
+    Args:
+        ends: tokens at which generation stops besides the tokenizer's end-of-text token.
+
+    Raises:
+        TrainingError: the tokenizer has no end-of-text token, no offsets or no template of its own; it cannot encode
+            the template; the template fails, or ends an answer with nothing that generation stops at.
+    """
+    end = end_of_text(tokenizer)
+    if not tokenizer.is_fast:
+        raise _unfit(tokenizer, "a tokenizer tells no offsets", "a fast tokenizer, with a tokenizer.json")
+    if name != "own":
+        template = ("{{- bos_token }}" if begin_of_text(tokenizer) else "") + TEMPLATES[name]
+    elif tokenizer.chat_template:
+        template = tokenizer.get_chat_template()
+    else:
+        raise _unfit(
+            tokenizer, "`template: own`, but the tokenizer has no chat template", "a chat_template.jinja beside it",
+            todo=f"set `template` to {' or '.join(TEMPLATES)}",
+        )  # fmt: skip
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    pattern = "|".join(re.escape(text) for text in sorted(special | {tokenizer.eos_token}, key=len, reverse=True))
+    chat = Chat(tokenizer, template, name, frozenset((end, *ends)), re.compile(pattern))
+    _check_known(chat, _render(chat, _ONE[0])[0])
+    encode(chat, _ONE)
+    return chat
+
+
+def end_of_text(tokenizer: Any) -> int:
+    """The id of the end-of-text token. Raises TrainingError where there is none."""
+    if tokenizer.eos_token_id is None:
+        raise _unfit(tokenizer, "a tokenizer has no end-of-text token", "eos_token in tokenizer_config.json")
+    return int(tokenizer.eos_token_id)
+
+
+def begin_of_text(tokenizer: Any) -> list[int]:
+    """The begin-of-text token where the tokenizer itself begins texts with it, else nothing."""
+    begin = tokenizer.bos_token_id
+    return [begin] if begin is not None and tokenizer("x", verbose=False).input_ids[:1] == [begin] else []
+
+
+def holds_special(chat: Chat, conversation: Conversation) -> bool:
+    """Whether a message holds a special token as text, which would become that token, such as an end too early."""
+    return any(chat.special.search(f"{message.content}\0{message.input}") for message in conversation.messages)
+
+
+def encode(chat: Chat, conversations: Sequence[Conversation]) -> list[Encoded]:
+    """Tokens of each conversation, and which are to learn: its answers', each with the end token behind it.
+
+    No token is added to those of the template's text. A token that begins in the prompt is not learnt, unless
+    it holds no more of it than space.
+
+    Raises:
+        TrainingError: the template fails on a conversation, changes what it wrote of a turn when the next one comes,
+            or does not end an answer with a token that generation stops at.
+    """
+    rendered = [_render(chat, conversation) for conversation in conversations]
+    encoded = chat.tokenizer(
+        [text for text, _ in rendered], add_special_tokens=False, return_offsets_mapping=True,
+        return_attention_mask=False, verbose=False,
+    )  # fmt: skip
+    result = []
+    for (text, answers), ids, offsets in zip(rendered, encoded.input_ids, encoded.offset_mapping, strict=True):
+        starts, ends = np.array(offsets, np.int64).T  # (T,) each
+        loss = np.zeros(len(ids), np.uint8)
+        for begin, end in answers:
+            # Offsets may leave out the space around a token, and a token of space alone then lies at its own end.
+            loss[(starts >= len(text[:begin].rstrip())) & (ends > begin) & (starts < end)] = 1
+        result.append(Encoded(np.array(ids), loss, len(text.encode())))
+    return result
+
+
+def _render(chat: Chat, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a conversation, and where in it each answer begins and its end token ends."""
+    messages = [_fields(chat, message) for message in conversation.messages]
+    text = _apply(chat, conversation, messages)
+    answers = []
+    for number in range(conversation.prompt, len(messages)):
+        if messages[number]["role"] == "assistant":
+            asked = _apply(chat, conversation, messages[:number], add_generation_prompt=True)
+            if not asked or not text.startswith(asked):
+                raise _unfit_template(
+                    conversation, "a chat template's prompt is not what the whole conversation begins with",
+                    repr(asked[-80:]), "rows of one answer each may do, or another `template`",
+                )  # fmt: skip
+            end = chat.special.search(text, len(asked))
+            if end is None or chat.tokenizer.convert_tokens_to_ids(end[0]) not in chat.ends:
+                raise _unfit_template(
+                    conversation, "a chat template ends an answer with no token that generation stops at",
+                    repr(text[len(asked) :][-80:]), "set another `template`, or the tokenizer's `eos_token`",
+                )  # fmt: skip
+            answers.append((len(asked), end.end()))
+    return text, answers
+
+
+def _fields(chat: Chat, message: Message) -> dict[str, str]:
+    """A message as templates know it; only Alpaca's knows `input`."""
+    if chat.name == "alpaca" and message.input:
+        return {"role": message.role, "content": message.content, "input": message.input}
+    return {"role": message.role, "content": "\n\n".join(filter(None, (message.content, message.input)))}
+
+
+def _apply(chat: Chat, conversation: Conversation, messages: list[dict[str, str]], **options: Any) -> str:
+    options["strftime_now"] = datetime(2024, 7, 26).strftime  # Llama 3's writes the date: the same one, any day
+    try:
+        return str(chat.tokenizer.apply_chat_template(messages, chat_template=chat.template, tokenize=False, **options))
+    except Exception as error:  # a template is a program, and not ours: whatever it does is told, not traced
+        raise _unfit_template(conversation, "a chat template fails", str(error).split("\n")[0]) from None
+
+
+def _check_known(chat: Chat, text: str) -> None:
+    """Every letter of a template must be in the vocabulary. A tokenizer without an unknown token leaves them out."""
+    tokenizer = chat.tokenizer
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    known = {
+        place
+        for id, (start, end) in zip(encoded.input_ids, encoded.offset_mapping, strict=True)
+        if id != tokenizer.unk_token_id or text[start:end] == tokenizer.unk_token
+        for place in range(start, end)
+    }
+    if any(place not in known for place, letter in enumerate(text) if not letter.isspace()):
+        raise _unfit(
+            tokenizer, "a tokenizer cannot encode its chat template", repr(text),
+            repr(tokenizer.decode(encoded.input_ids)), "set another `template`",
+        )  # fmt: skip
+
+
+def _unfit(tokenizer: Any, what: str, expected: str, got: str = "", todo: str = "") -> TrainingError:
+    todo = todo or "use a model whose tokenizer has one"
+    return TrainingError(what, where=tokenizer.name_or_path, expected=expected, got=got, todo=todo)
+
+
+def _unfit_template(conversation: Conversation, what: str, got: str, todo: str = "") -> TrainingError:
+    todo = todo or "set another `template`, or leave such rows out of the data"
+    return TrainingError(what, where=conversation.where, got=got, todo=todo)

@@ -1,0 +1,32 @@
+"""A variant: a row of the table, with the jobs that make and score it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from strata.job import Job
+from strata.lineage import Lineage
+from strata.plan import Plan
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A name for a checkpoint. `parents` are the names of those that it is made from.
+
+    job: makes the checkpoint
+    plan: in layers of the parents; None where an analysis decides it, and the checkpoint's manifest has it then.
+        Training keeps every layer in its place
+    lineage: what it hands down
+    preparations: what its job waits for beside its parents: an analysis, tokens, reference log-probabilities
+    evaluations: score the checkpoint
+    learns_from: the config's names for the sources of its training data
+    """
+
+    name: str
+    parents: tuple[str, ...]
+    job: Job
+    plan: Plan | None
+    lineage: Lineage
+    preparations: tuple[Job, ...] = ()
+    evaluations: tuple[Job, ...] = ()
+    learns_from: tuple[str, ...] = ()
