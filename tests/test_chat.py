@@ -271,9 +271,11 @@ def test_a_template_that_writes_earlier_turns_in_another_way_is_told_with_the_ro
 
 
 def test_a_template_that_writes_the_date_writes_the_same_on_any_day(tokenizer: Callable[..., Any]) -> None:
-    opened = chat.open_chat(tokenizer(template="{{ strftime_now('%d %b %Y') }}" + OWN), "own")
+    template = "\n {{ strftime_now('%d %b %Y') }}" + OWN
+    opened = chat.open_chat(tokenizer(template=template), "own")
     (encoded,) = chat.encode(opened, [TALK])
-    assert opened.tokenizer.decode(encoded.ids.tolist()).startswith("26 Jul 2024<s>[user]")
+    assert opened.tokenizer.decode(encoded.ids.tolist()).startswith("\n 26 Jul 2024<s>[user]")
+    assert opened.template == template  # what is saved is the tokenizer's
 
 
 def test_a_tokenizer_without_an_end_is_refused(tokenizer: Callable[..., Any]) -> None:

@@ -61,7 +61,7 @@ def test_every_family_trains_and_comes_out_as_a_checkpoint_that_loads(root: Path
     assert {name: (t.dtype, t.shape) for name, t in before.items()} == {n: (t.dtype, t.shape) for n, t in after.items()}
     from transformers import AutoModelForCausalLM
 
-    model, info = AutoModelForCausalLM.from_pretrained(done.path, output_loading_info=True, use_safetensors=True)
+    _, info = AutoModelForCausalLM.from_pretrained(done.path, output_loading_info=True, use_safetensors=True)
     assert not any(info.values())
     same = lessons.merged(root, base, method="slices", slices=[[0, 0, 4]], embed_from=0, norm_from=0, head_from=0)
     assert (done.path / "config.json").read_bytes() == (same.path / "config.json").read_bytes()
@@ -78,7 +78,9 @@ def test_a_run_takes_its_parents_plan_and_says_what_it_did(root: Path) -> None:
     told = facts["training"]
     assert (told["ended"], told["steps"]) == ("budget", 6)
     assert told["heldout"] == [curve(done)["heldout"][0]["loss"], curve(done)["heldout"][-1]["loss"]]
-    assert told["trained"] == sum(weights(done)[name].numel() for name in weights(done) if ".2." in name or ".5." in name)
+    assert told["trained"] == sum(
+        weights(done)[name].numel() for name in weights(done) if ".2." in name or ".5." in name
+    )
 
 
 def test_nothing_in_the_object_depends_on_the_clock(root: Path, tmp_path: Path) -> None:
@@ -121,7 +123,9 @@ def test_the_stored_dtype_is_the_parents_or_the_one_that_is_asked_for(root: Path
     before, after = weights(base), weights(done)
     assert all(value.dtype == torch.float32 for value in after.values())
     assert all(torch.equal(before[name].float(), after[name]) for name in before if ".1." not in name)
-    assert not torch.equal(before["model.layers.1.mlp.up_proj.weight"].float(), after["model.layers.1.mlp.up_proj.weight"])
+    assert not torch.equal(
+        before["model.layers.1.mlp.up_proj.weight"].float(), after["model.layers.1.mlp.up_proj.weight"]
+    )
 
 
 # What it leaves alone
@@ -143,7 +147,9 @@ def test_frozen_tensors_come_out_bit_equal_and_the_others_move(
 ) -> None:
     base = lessons.base(root)
     parent = lessons.merged(root, base, **merge)
-    recipe = lessons.pretraining(parent, lessons.text(root, base), train=train_, dtype=dtype, learning_rate=2e-2, stored="bfloat16")
+    recipe = lessons.pretraining(
+        parent, lessons.text(root, base), train=train_, dtype=dtype, learning_rate=2e-2, stored="bfloat16"
+    )
     done = train(root, recipe)
     before, after = weights(parent), weights(done)
     for name, value in before.items():
@@ -154,7 +160,9 @@ def test_a_shard_of_which_nothing_trained_is_the_parents_file(root: Path) -> Non
     base = lessons.base(root)
     done = train(root, lessons.pretraining(base, lessons.text(root, base), train=[1]))
     same = [
-        file.name for file in done.path.glob("*.safetensors") if (base.path / file.name).stat().st_ino == file.stat().st_ino
+        file.name
+        for file in done.path.glob("*.safetensors")
+        if (base.path / file.name).stat().st_ino == file.stat().st_ino
     ]
     assert sorted(same) == [f"model-{n:05d}-of-00006.safetensors" for n in (1, 2, 4, 5, 6)]
 
@@ -182,7 +190,9 @@ def test_masters_are_float32_so_that_small_steps_add_up(root: Path) -> None:
         root,
         lessons.pretraining(base, data, steps=100, learning_rate=1e-5, weight_decay=0.0, warmup=0.0, decay=0.0, dtype="bfloat16", stored="float32"),
     )  # fmt: skip
-    moved = (weights(done)["model.layers.0.mlp.up_proj.weight"] - weights(base)["model.layers.0.mlp.up_proj.weight"].float()).abs()
+    moved = (
+        weights(done)["model.layers.0.mlp.up_proj.weight"] - weights(base)["model.layers.0.mlp.up_proj.weight"].float()
+    ).abs()
     assert moved.max() > 3e-4
 
 
@@ -228,7 +238,12 @@ def test_learning_rates_are_multiplied_by_group(root: Path, monkeypatch: pytest.
     monkeypatch.setattr(loop, "_note", lambda run, *_: seen.append(run.learner))
     base = lessons.base(root)
     parent = lessons.merged(root, base, method="dus", drop=[1, 1])
-    train(root, lessons.pretraining(parent, lessons.text(root, base), steps=1, warmup=0.0, decay=0.0, multipliers={"seams": 0.5, "rest": 0.1}))
+    train(
+        root,
+        lessons.pretraining(
+            parent, lessons.text(root, base), steps=1, warmup=0.0, decay=0.0, multipliers={"seams": 0.5, "rest": 0.1}
+        ),
+    )
     names = {id(parameter): name for name, parameter in seen[0].model.named_parameters()}
     for group in seen[0].optimizer.param_groups:
         for parameter in group["params"]:
@@ -240,8 +255,15 @@ def test_learning_rates_are_multiplied_by_group(root: Path, monkeypatch: pytest.
 def test_dropout_is_off(root: Path, family: str) -> None:
     base = lessons.base(root, family, dtype=torch.float32)
     data = lessons.text(root, base, documents=1)
-    done = train(root, lessons.pretraining(base, data, steps=1, batch=1, micro_batch=1, tokens=32, heldout={"source": 0, "tokens": 10**6}))
-    again = train(root, lessons.pretraining(base, data, steps=1, batch=1, micro_batch=1, tokens=32, activation_checkpointing=True))
+    done = train(
+        root,
+        lessons.pretraining(
+            base, data, steps=1, batch=1, micro_batch=1, tokens=32, heldout={"source": 0, "tokens": 10**6}
+        ),
+    )
+    again = train(
+        root, lessons.pretraining(base, data, steps=1, batch=1, micro_batch=1, tokens=32, activation_checkpointing=True)
+    )
     assert losses(done) == pytest.approx(losses(again), abs=1e-6)
 
 
@@ -333,7 +355,9 @@ def test_a_run_ends_when_the_references_loss_is_regained_and_has_decayed_by_then
     worse = lessons.merged(root, base, method="dus", drop=0)
     data = lessons.text(root, base)
     stop = {"stop": {"recovered": 1, "within": 0.0, "patience": 2}, "heldout": {"source": 0, "tokens": 128}}
-    recipe = lessons.pretraining(worse, data, steps=100, sources=[base], every=TOKENS, learning_rate=1e-3, warmup=0.0, decay=0.5, **stop)
+    recipe = lessons.pretraining(
+        worse, data, steps=100, sources=[base], every=TOKENS, learning_rate=1e-3, warmup=0.0, decay=0.5, **stop
+    )
     done = train(root, recipe)
     found = curve(done)
     assert found["ended"] == done.facts["training"]["ended"] == "recovered"
@@ -366,7 +390,9 @@ def test_the_template_goes_with_the_checkpoint(root: Path) -> None:
     base = lessons.base(root)
     done = train(root, lessons.sft(base, lessons.instructions(root, base)))
     tokenizer = AutoTokenizer.from_pretrained(done.path)
-    asked = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
     assert "### User:\nHi" in asked and asked.rstrip().endswith("### Assistant:")
 
 
@@ -374,7 +400,9 @@ def test_dpo_starts_at_ln_2_and_learns_the_preference(root: Path) -> None:
     base = lessons.base(root)
     parent = lessons.merged(root, base, method="dus", drop=1)
     data = lessons.preferences(root, base)
-    done = train(root, lessons.dpo(parent, data, lessons.reference_of(root, parent, data), epochs=4, learning_rate=1e-3))
+    done = train(
+        root, lessons.dpo(parent, data, lessons.reference_of(root, parent, data), epochs=4, learning_rate=1e-3)
+    )
     points = curve(done)["steps"]
     assert points[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert points[-1]["loss"] < 0.5 and points[-1]["accuracy"] == 1.0 and points[-1]["margin"] > 0

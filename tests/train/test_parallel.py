@@ -33,7 +33,15 @@ def root(tmp_path: Path) -> Path:
 
 
 def start(root: Path, recipe: Recipe, processes: int, *launcher: str) -> subprocess.Popen[str]:
-    command = [*(launcher or (sys.executable,)), "-m", "strata", "--root", str(root), recipe.operation, recipe.canonical]
+    command = [
+        *(launcher or (sys.executable,)),
+        "-m",
+        "strata",
+        "--root",
+        str(root),
+        recipe.operation,
+        recipe.canonical,
+    ]
     more = [] if launcher else ["--processes", str(processes)]
     return subprocess.Popen([*command, *more], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,6 +44,12 @@ _SOLAR = """\
 {%- if add_generation_prompt %}{{- '\\n\\n### Assistant:\\n' }}{%- endif %}"""
 
 TEMPLATES = {"alpaca": _ALPACA, "solar": _SOLAR}
+
+# Llama 3's own template writes today's date. Rows are made with one date, that which it falls back to, on any day.
+_DATE = """\
+{%- macro strftime_now(form) %}{{- form | replace('%d', '26') | replace('%b', 'Jul') | replace('%B', 'July')
+| replace('%m', '07') | replace('%Y', '2024') }}{%- endmacro %}{{- '' }}"""
+
 _ONE = (Conversation("a request of one letter", (Message("user", "x", "x"), Message("assistant", "x")), 1),)
 
 
@@ -174,10 +179,10 @@ def _fields(chat: Chat, message: Message) -> dict[str, str]:
     return {"role": message.role, "content": "\n\n".join(filter(None, (message.content, message.input)))}
 
 
-def _apply(chat: Chat, conversation: Conversation, messages: list[dict[str, str]], **options: Any) -> str:
-    options["strftime_now"] = datetime(2024, 7, 26).strftime  # Llama 3's writes the date: the same one, any day
+def _apply(chat: Chat, conversation: Conversation, messages: list[dict[str, str]], **options: bool) -> str:
     try:
-        return str(chat.tokenizer.apply_chat_template(messages, chat_template=chat.template, tokenize=False, **options))
+        template = _DATE + chat.template
+        return str(chat.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options))
     except Exception as error:  # a template is a program, and not ours: whatever it does is told, not traced
         raise _unfit_template(conversation, "a chat template fails", str(error).split("\n")[0]) from None
 

@@ -138,7 +138,8 @@ def description(root: Path, experiment: Experiment, name: str) -> str:
 
 def _trained(facts: dict[str, Any]) -> str:
     """What training did: `12 steps, 24,576 tokens, held-out loss 3.712 -> 3.091`."""
-    told = f"{facts['steps']:,} step{'s' * (facts['steps'] != 1)}, {facts['tokens']:,} tokens, {facts['trained']:,} parameters"
+    steps = f"{facts['steps']:,} step{'s' * (facts['steps'] != 1)}"
+    told = f"{steps}, {facts['tokens']:,} tokens, {facts['trained']:,} parameters"
     if facts["heldout"]:
         told += ", held-out loss " + " -> ".join(f"{loss:.3f}" for loss in facts["heldout"])
     return told + (", stopped as recovered" if facts["ended"] == "recovered" else "")

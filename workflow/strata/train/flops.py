@@ -3,9 +3,9 @@
     per token = 2 F + 2 D + 2 W + attention
 
 F: parameters of all matrices that a token goes through (layers and head; of experts those that are chosen). D: those
-from the lowest layer that trains upwards, through which gradients flow. W: those that train. Attention is 4 T Q for each
-layer forward, twice that for each layer that gradients flow through, halved because it is causal; T the length of a
-sample, Q the width of all heads (Kaplan et al., arXiv 2001.08361, section 2.1, told apart by what trains). For a run
+from the lowest layer that trains upwards, through which gradients flow. W: those that train. Attention is 4 T Q for
+each layer forward, twice that for each layer that gradients flow through, halved because it is causal; T the length of
+a sample, Q the width of all heads (Kaplan et al., arXiv 2001.08361, section 2.1, told apart by what trains). For a run
 that trains everything this is 6 N + 6 L T Q.
 """
 

@@ -84,8 +84,8 @@ def train(run: Run, state: State) -> State:
 
 def interval(parameters: Mapping[str, Any], steps: int) -> int:
     """Steps between two measurements of the held-out loss."""
-    of_step = parameters["batch"] * parameters["length"]
-    tokens = parameters.get("every") or steps * of_step // 10
+    of_step: int = parameters["batch"] * parameters["length"]
+    tokens: int = parameters.get("every") or steps * of_step // 10
     return max(1, round(tokens / of_step))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from strata import progress, store
-from strata.checkpoint import TOKENIZER, Checkpoint, copy_tokenizer, finish, open_checkpoint, verify, write_config
+from strata.checkpoint import Checkpoint, copy_tokenizer, finish, open_checkpoint, verify, write_config
 from strata.errors import TrainingError
 from strata.loading import check_device, check_length, load_model
 from strata.plan import Plan
@@ -87,13 +87,18 @@ def _build(root: Path, recipe: Recipe, folder: Path | None, ranks: Ranks) -> Bui
     opened = open_checkpoint(parent)
     _check_tokenizers(opened, [part for part in tokens if part])
     task = _task(recipe, inputs, tokens, parent)
-    made_from = {"recipe": recipe.id, "inputs": {id: found.digest for id, found in ({parent.id: parent} | inputs).items()}}
+    made_from = {
+        "recipe": recipe.id,
+        "inputs": {id: found.digest for id, found in ({parent.id: parent} | inputs).items()},
+    }
     place = home(root, recipe.id)
     snapshot = snapshots.newest(place / "snapshots", made_from, ranks)
     state = State(**snapshot.state) if snapshot else State(task.steps, task.steps)
     heldout = _heldout(parameters, tokens)
     if "stop" in parameters and state.reference is None:
-        state.reference = _reference_loss(list(inputs.values())[parameters["stop"]["recovered"]], heldout, parameters, ranks)
+        state.reference = _reference_loss(
+            list(inputs.values())[parameters["stop"]["recovered"]], heldout, parameters, ranks
+        )
     learner = make_learner(parent, opened, parameters, ranks)
     made = plan_export(opened, learner, parameters.get("stored"))
     if folder is not None:  # whatever could be wrong with the result but its numbers is wrong now

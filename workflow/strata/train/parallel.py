@@ -1,7 +1,7 @@
 """Ranks: the processes that train one model together. One process is a rank of one, and needs no process group.
 
-Ranks read the variables that torchrun and Slurm's launchers set. `launch` starts them on one machine: unlike torchrun it
-hands a signal on and waits for the snapshot however long that takes, and keeps the exit code.
+Ranks read the variables that torchrun sets. `launch` starts them on one machine: unlike torchrun it hands a signal on,
+waits for the snapshot however long that takes, and keeps the exit code.
 """
 
 from __future__ import annotations
@@ -137,9 +137,7 @@ def launch(command: Sequence[str], count: int) -> None:
         port = probe.getsockname()[1]
     common = os.environ | {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     common.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
-    ranks = [
-        subprocess.Popen(command, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)
-    ]
+    ranks = [_start(command, common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)]
     before = {number: signal.signal(number, lambda got, _: _send(ranks, got)) for number in STOP}
     try:
         while any(rank.poll() is None for rank in ranks):
@@ -155,6 +153,10 @@ def launch(command: Sequence[str], count: int) -> None:
     if codes - {0}:
         code = max(codes, key=lambda code: (code != Preempted.exit_code, code))
         raise SystemExit(code if code > 0 else 1)
+
+
+def _start(command: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, env=environment)  # noqa: S603
 
 
 def _send(ranks: Sequence[subprocess.Popen[bytes]], number: int) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -36,7 +35,9 @@ class Snapshot:
     state: dict[str, Any]
 
 
-def save(folder: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str, Any], made_from: Any, ranks: Ranks) -> None:
+def save(
+    folder: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str, Any], made_from: Any, ranks: Ranks
+) -> None:
     """Write the snapshot of a step, and drop all but the newest KEPT. Every rank calls it.
 
     Args:
@@ -56,7 +57,9 @@ def save(folder: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str
     files = {name: sha256 for part in ranks.gathered(own) for name, sha256 in part.items()}
     if ranks.is_first:
         files[".metadata"] = file_sha256(scratch / ".metadata")
-        store.write_atomically(scratch / STATE, store.encode({"made_from": made_from, "state": dict(state), "files": files}))
+        store.write_atomically(
+            scratch / STATE, store.encode({"made_from": made_from, "state": dict(state), "files": files})
+        )
         final = folder / name
         shutil.rmtree(final, ignore_errors=True)  # a damaged one: a whole one would have been gone on from
         scratch.rename(final)
@@ -67,7 +70,7 @@ def save(folder: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str
 
 
 def newest(folder: Path, made_from: Any, ranks: Ranks) -> Snapshot | None:
-    """The newest whole snapshot of a run that is made from the same; what is damaged or foreign is passed over, and said so."""
+    """The newest whole snapshot of a run made from the same. What is damaged or foreign is passed over, and said so."""
     found = None
     if ranks.is_first:
         for path in names(folder):

@@ -14,6 +14,7 @@ from strata.tokens import Tokens
 from strata.train.batch import IGNORED, Batch
 from strata.train.data import Mixture, Pairs, Rows, evenly, whole_steps, windows
 from strata.train.objectives import FIRST_LOSS, answer_logps, language_loss, preference_loss
+from strata.train.parallel import Ranks
 
 Loss = tuple[Any, dict[str, Any]]  # a sum that can be differentiated, and more sums to report
 
@@ -125,7 +126,7 @@ def heldout_batches(source: Tokens, parameters: Mapping[str, Any]) -> list[Batch
     return [rows.batch(range(start, min(start + micro, count))) for start in range(0, count, micro)]
 
 
-def heldout_loss(model: Any, batches: Sequence[Batch], dtype: str, ranks: Any) -> float:
+def heldout_loss(model: Any, batches: Sequence[Batch], dtype: str, ranks: Ranks) -> float:
     """The mean of -log p over the targets of these batches, in nats, the model in evaluation mode meanwhile."""
     import torch
 
