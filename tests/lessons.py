@@ -86,11 +86,11 @@ def sft(parent: Any, data: Any, **changes: Any) -> Any:
     return Recipe("sft", {**SETTINGS, "length": 128, "data": [0], "epochs": 3, **changes}, (parent.id,), (data.id,))
 
 
-def reference_of(root: Path, parent: Any, data: Any, length: int = 128) -> Any:
+def reference_of(root: Path, parent: Any, data: Any, dtype: str = "float32") -> Any:
     from strata.recipe import Recipe
     from strata.train.reference import reference
 
-    parameters = {"length": length, "dtype": "float32", "device": "cpu"}
+    parameters = {"length": 128, "dtype": dtype, "device": "cpu"}
     return reference(root, Recipe("reference", parameters, (parent.id,), (data.id,)))
 
 

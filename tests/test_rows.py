@@ -126,8 +126,6 @@ FINE = '{"instruction": "i", "output": "o"}\n'
         ("{}", ["keys none"]),
         ('{"instruction": "i", "output": 3}', ["`output` is of the wrong type", "a text", "int"]),
         ('{"instruction": "i", "input": ["x"], "output": "o"}', ["`input` is of the wrong type", "list"]),
-        ('{"instruction": "i", "output": " \\n"}', ["`output` is empty", "leave this row out"]),
-        ('{"instruction": "", "output": "o"}', ["`instruction` is empty"]),
         ('{"instruction": "i", "output": "\\ud800"}', ["`output` is not Unicode"]),
         ('{"instruction": "i", "output": ', ["not JSON", "a JSON object on every line"]),
         ("[1]", ["not an object of fields", "list"]),
@@ -155,7 +153,6 @@ def test_a_row_that_is_none_is_told_with_its_line_and_what_it_has(tmp_path: Path
     ("row", "told"),
     [
         ({"prompt": "i", "chosen": "o"}, ["`rejected` is missing", "keys prompt, chosen"]),
-        ({"prompt": "i", "chosen": "o", "rejected": ""}, ["`rejected` is empty"]),
         ({"chosen": "o", "rejected": "p"}, ["no prompt"]),
         ({"chosen": TURNS, "rejected": [{"role": "user", "content": "Else?"}, TURNS[1]]}, ["no prompt"]),
         ({"prompt": "i", "chosen": TURNS[:1], "rejected": TURNS}, ["ends with no answer"]),
@@ -188,7 +185,6 @@ def test_a_record_of_parquet_is_told_by_its_number(tmp_path: Path) -> None:
         ({"a.parquet": b"PAR1"}, ["cannot be read as parquet", "a.parquet"]),
         ({"a.jsonl": b'{"text": "\xff"}'}, ["not UTF-8", "a.jsonl, row 1", "byte 10"]),
         ({"a.txt": b"x", "b.txt": b"\xff"}, ["not UTF-8", "b.txt"]),
-        ({"a.txt": b"\n"}, ["`text` is empty", "a.txt"]),
         ({"a.jsonl": b'{"content": "x"}'}, ["`text` is missing", "keys content"]),
     ],
 )

@@ -131,6 +131,24 @@ def test_of_instructions_the_answers_and_their_ends_are_learnt(tokenize: Tokeniz
     assert documents(found)[-1][: len(request)] == request
 
 
+@pytest.mark.parametrize(
+    ("form", "whole", "empty"),
+    [
+        ("text", {"text": "The ant."}, {"text": " \n"}),
+        ("instructions", ALPACA[1], {**ALPACA[1], "output": ""}),
+        ("instructions", ALPACA[1], {**ALPACA[1], "instruction": " "}),
+        ("preferences", PAIRS[0], {**PAIRS[0], "rejected": ""}),
+    ],
+)
+def test_an_empty_row_is_left_out_and_counted(tokenize: Tokenize, form: str, whole: Any, empty: Any) -> None:
+    """Widely used data sets have a few; a pinned source cannot be corrected."""
+    parameters = {"format": form} | ({} if form == "text" else {"template": "solar"})
+    made = tokenize([whole, empty], **parameters)
+    assert made.facts["dropped"] == {"empty": 1} and made.facts["documents"] == 1 + (form == "preferences")
+    with pytest.raises(TrainingError, match="no row is left"):
+        tokenize([empty], **parameters)
+
+
 def test_of_preferences_chosen_and_rejected_take_turns(tokenize: Tokenize, llama: Path) -> None:
     same = {"prompt": "Is it?", "chosen": "yes", "rejected": "yes"}
     special = {"prompt": "Is it?", "chosen": "yes", "rejected": "no</s>"}

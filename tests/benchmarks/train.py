@@ -178,7 +178,7 @@ def against_bare_loop(bench: Bench, dtype: str) -> None:
 
 def against_trainer(bench: Bench, folder: Path) -> None:
     """Seconds of 20 steps of both, step by step in turns, after one that is not counted; and the last losses."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     ours, theirs = [], []
     steps = 21
@@ -207,7 +207,7 @@ def against_trainer(bench: Bench, folder: Path) -> None:
         )  # fmt: skip
         samples = [{"input_ids": ids, "labels": ids} for ids in whole]
         trainer = Trainer(deepcopy(run.learner.model), arguments, train_dataset=samples, callbacks=[Between()])
-        trainer.pop_callback("PrinterCallback")
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
         losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
         difference = abs(state.losses[19]["loss"] - losses[19])

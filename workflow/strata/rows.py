@@ -1,7 +1,8 @@
 """Rows: training data as a source holds it, brought into one shape; what cannot be one is told with its place.
 
 A .txt file is one document. A line of .jsonl, an element of the list in a .json and a record of .parquet are one row.
-Files are read in order of path, a row at a time; only a .json is read whole.
+Files are read in order of path, a row at a time; only a .json is read whole. A text may be empty: many data sets have
+a few such rows, which `tokens` leaves out and counts.
 """
 
 from __future__ import annotations
@@ -135,8 +136,6 @@ def _text(where: str, row: Mapping[str, Any], key: str, form: str) -> str:
     value = row.get(key)
     if not isinstance(value, str):
         raise _unfit(where, row, key, form, "a text")
-    if not value.strip():
-        raise _wrong(f"`{key}` is empty", where, "some text", todo="leave this row out of the data")
     try:
         value.encode()
     except UnicodeEncodeError as error:

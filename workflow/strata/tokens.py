@@ -208,7 +208,7 @@ def _texts(tokenizer: Any, documents: Iterable[Document], tally: _Tally) -> Iter
     What looks like a special token in a document is text, and stays text.
     """
     begin, end = chat.begin_of_text(tokenizer), chat.end_of_text(tokenizer)
-    for chunk in _chunks(documents, lambda document: len(document.text)):
+    for chunk in _chunks(_filled(documents, tally), lambda document: len(document.text)):
         texts = [document.text for document in chunk]
         encoded = tokenizer(
             texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
@@ -216,6 +216,14 @@ def _texts(tokenizer: Any, documents: Iterable[Document], tally: _Tally) -> Iter
         for text, ids in zip(texts, encoded.input_ids, strict=True):
             tally.see(text)
             yield Encoded(np.array([*begin, *ids, end]), None, len(text.encode()))
+
+
+def _filled(documents: Iterable[Document], tally: _Tally) -> Iterator[Document]:
+    for document in documents:
+        if document.text.strip():
+            yield document
+        else:
+            tally.dropped["empty"] += 1
 
 
 def _conversations(opened: Chat, kept: Iterable[tuple[Conversation, ...]], tally: _Tally) -> Iterator[Encoded]:
@@ -234,6 +242,8 @@ def _kept(opened: Chat, source: Path, form: str, tally: _Tally) -> Iterator[tupl
     for number, row in enumerate(rows.examples(source, form)):
         if len({conversation.messages for conversation in row}) < len(row):
             tally.dropped["chosen equals rejected"] += 1
+        elif not all(message.content.strip() for conversation in row for message in conversation.messages):
+            tally.dropped["empty"] += 1
         elif any(chat.holds_special(opened, conversation) for conversation in row):
             tally.dropped["holds a special token"] += 1
         else:

@@ -106,7 +106,7 @@ def predict(model: Any, batch: Batch, dtype: str) -> tuple[Any, Any]:
 
 def check_first(task: Task, loss: float, parameters: Mapping[str, Any]) -> None:
     """Raise TrainingError unless the first loss is what it must be: DPO's starts at ln 2, where policy is reference."""
-    tolerance = 1e-4 if parameters["dtype"] == "float32" else 1e-2
+    tolerance = 1e-4 if parameters["dtype"] == "float32" else 2e-3  # rounding, where batches are padded otherwise
     if task.first is not None and not math.isclose(loss, task.first, abs_tol=tolerance):
         raise TrainingError(
             "the first loss is not what it must be", where="step 0", expected=f"ln 2 = {task.first:.6f}",
