@@ -316,6 +316,7 @@ def test_resources_follow_what_trains(resolve: Callable[..., Experiment]) -> Non
     whole, new = asked(PRETRAIN), asked(f"{PRETRAIN}, train: new")
     assert whole.mem_mb > 16 * 8_000 > new.mem_mb - 28 * 8_000 * 40 / 140
     assert (whole.gpu, whole.processes) == (0, 1)
+    assert whole.disk_mb > 16_000 + 3 * 12 * 8_000 > new.disk_mb  # two snapshots stand while a third is written
     many = asked(f"{PRETRAIN}, processes: 4", device="cuda")
     assert (many.gpu, many.processes) == (4, 4)
     assert many.runtime <= asked(PRETRAIN, device="cuda").runtime < whole.runtime <= DAY

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
 import shutil
 import statistics
 import sys
@@ -16,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,12 +24,13 @@ from unittest.mock import patch
 import numpy as np
 from measure import REPOSITORY, machine, measure
 
-sys.path[:0] = [str(REPOSITORY / "workflow"), str(REPOSITORY / "tests")]
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(REPOSITORY / "workflow"))
+sys.path.insert(0, str(REPOSITORY / "tests"))
 import torch
 
 import lessons
 from strata import families, methods, store
+from strata.plan import identity
 from strata.recipe import Recipe
 from strata.tokens import Tokens
 from strata.train import flops, learner, loop, operation
@@ -55,14 +55,17 @@ def shape(hidden: int, inner: int, layers: int, heads: int, keys: int) -> dict[s
     }  # fmt: skip
 
 
-# Of each GPU row: the model, the settings that differ, and its target.
+SEVEN = shape(4096, 11008, 32, 32, 32)
+SPARING = {"micro_batch": 4, "batch": 32, "activation_checkpointing": True}
+# Of each GPU row: the model, the settings that differ, and its target. What is computed twice counts once.
 GPU: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "0.1B": (shape(768, 2048, 12, 12, 12), {"micro_batch": 32, "batch": 128}, "MFU 45 %"),
-    "0.4B": (shape(1024, 2816, 24, 16, 16), {"micro_batch": 16, "batch": 64}, "MFU 45 %"),
+    "0.1B": (shape(768, 2048, 12, 12, 12), {"micro_batch": 16, "batch": 128}, "MFU 45 %"),
+    "0.4B": (shape(1024, 2816, 24, 16, 16), {"micro_batch": 8, "batch": 64}, "MFU 45 %"),
     "1B": (shape(2048, 8192, 16, 32, 8), {"micro_batch": 8, "batch": 64}, "MFU 50 %"),
-    "7B": (shape(4096, 11008, 32, 32, 32), {"micro_batch": 4, "batch": 32, "activation_checkpointing": True}, "MFU 48 %"),
-    "LLaMA-Pro 7B to 8.3B": (shape(4096, 11008, 32, 32, 32), {"micro_batch": 4, "batch": 32, "train": "new"}, "60 GB"),
-}  # fmt: skip
+    "7B": (SEVEN, {"micro_batch": 1, "batch": 32}, "MFU 48 %"),
+    "7B, activation checkpointing": (SEVEN, SPARING, "MFU 48 %"),
+    "LLaMA-Pro 7B to 8.3B, activation checkpointing": (SEVEN, SPARING | {"train": "new"}, "60 GB"),
+}
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def in_place_of_the_loop(bench: Bench, wanted: Recipe, body: Callable[[Run, Stat
     """Let `strata pretrain` do all that it does up to its first step, and call `body` there."""
 
     def called(run: Run, state: State) -> State:
-        body(replace(run, journal=None), state)
+        body(run, state)
         raise Finished
 
     with patch.object(operation, "go_on", called):
@@ -122,7 +125,7 @@ def in_place_of_the_loop(bench: Bench, wanted: Recipe, body: Callable[[Run, Stat
 
 def our_step(run: Run, state: State) -> float:
     """Seconds of the loop's next step, with all that comes around a step."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(run.ranks.device.type == "cpu", warn_only=True)  # as it has set it itself
     state.steps = state.step + 1
     start = time.perf_counter()
     loop.train(run, state)
@@ -160,12 +163,11 @@ def against_bare_loop(bench: Bench, dtype: str) -> None:
         optimizer = torch.optim.AdamW(model.parameters(), lr=SETTINGS["learning_rate"], fused=True)
         for number in range(bench.steps + 1):
             drawn = batches(run, number)
-            turns = [
-                lambda: ours.append(our_step(run, state)),
-                lambda: bare.append(bare_step(model, optimizer, drawn, dtype)),
-            ]
-            for turn in turns if number % 2 else reversed(turns):
-                turn()
+            for turn in ("ours", "bare") if number % 2 else ("bare", "ours"):
+                if turn == "ours":
+                    ours.append(our_step(run, state))
+                else:
+                    bare.append(bare_step(model, optimizer, drawn, dtype))
 
     in_place_of_the_loop(bench, recipe(bench, bench.deep, bench.steps + 1, dtype=dtype), measured)
     tokens = SETTINGS["batch"] * SETTINGS["length"]
@@ -210,17 +212,18 @@ def against_trainer(bench: Bench, folder: Path) -> None:
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-        difference = abs(state.losses[19]["loss"] - losses[19])
-        mine, other = sum(ours[1:]), sum(theirs[1:])
+        mine, other, last = sum(ours[1:]), sum(theirs[1:]), state.losses[-1]["loss"]
         row("float32, 20 steps of the base against transformers' Trainer", f"{mine:.1f} s", f"{other:.1f} s",
-            f"{mine / other:.3f} of its time; loss {state.losses[19]['loss']:.4f}, {difference:.1e} apart")  # fmt: skip
+            f"{mine / other:.3f} of its time; loss after them {last:.4f}, {abs(last - losses[-1]):.1e} apart")  # fmt: skip
 
     in_place_of_the_loop(bench, wanted, measured)
 
 
 def memory(bench: Bench) -> None:
     """Peak memory of two whole processes: all layers, and LLaMA-Pro's new ones."""
-    parent = lessons.merged(bench.root, bench.base, method="block_expansion", groups=2, copies=1, position="even")
+    groups = next(groups for groups in (6, 2) if bench.base.facts["layers"] % groups == 0)
+    plan = {"method": "block_expansion", "groups": groups, "copies": 1, "position": "even"}
+    parent = lessons.merged(bench.root, bench.base, **plan)
     for dtype in ("float32", "bfloat16"):
         peaks = []
         for train in ("new", "all"):
@@ -228,7 +231,7 @@ def memory(bench: Bench) -> None:
             run = measure(strata("--root", str(bench.root), "pretrain", wanted.canonical), bench.root)
             peaks.append(run.peak_anonymous_mb)
         show = [f"{peak:,.0f} MB" for peak in peaks]
-        row(f"{dtype}, memory of two new layers against all that train", *show, f"{peaks[0] / peaks[1]:.2f} of it")
+        row(f"{dtype}, memory: {groups} new layers train, or all", *show, f"{peaks[0] / peaks[1]:.2f} of it")
 
 
 def strata(*arguments: str) -> list[str]:
@@ -238,29 +241,18 @@ def strata(*arguments: str) -> list[str]:
 def on_gpu(name: str) -> None:
     """Speed and memory of a random model in the loop on a GPU: a row."""
     config, changes, target = GPU[name]
-    plan = methods.block_expansion(32, 8, 1, "even") if changes.get("train") == "new" else None
-    config = config | {"num_hidden_layers": len(plan.layers) if plan else config["num_hidden_layers"]}
-    plan = plan or methods.make_plan(
-        {"method": "dus", "drop": [0, config["num_hidden_layers"]]}, [config["num_hidden_layers"]]
-    )
+    depth = config["num_hidden_layers"]
+    made = methods.block_expansion(depth, 8, 1, "even") if changes.get("train") == "new" else identity(depth)
     parameters = SETTINGS | {"length": 2048, "dtype": "bfloat16", "device": "cuda", "data": [[0, 1.0]]} | changes
-    warm, steps = 3, 5
-    parameters["tokens"] = (warm + steps) * parameters["batch"] * parameters["length"]
-    run, state = random_run(config, plan.to_json(), parameters)
-    seconds = []
-    for _ in range(warm + steps):
-        torch.cuda.synchronize()
-        seconds.append(our_step(run, state))
-    speed = parameters["batch"] * parameters["length"] / statistics.median(seconds[warm:])
+    warm, steps, tokens = 3, 5, parameters["batch"] * parameters["length"]
+    parameters["tokens"] = (warm + steps) * tokens
+    run, state = random_run(config | {"num_hidden_layers": len(made.layers)}, made.to_json(), parameters)
+    seconds = [our_step(run, state) for _ in range(warm + steps)]  # a step ends when its gradient's norm is known here
+    speed = tokens / statistics.median(seconds[warm:])
     mfu = f"MFU {speed * run.operations / run.peak:.1%}" if run.peak else "MFU not known"
-    size = sum(p.numel() for p in run.learner.parameters.values()) / 1e9
-    memory = torch.cuda.max_memory_allocated() / 1e9
-    row(
-        f"{name}: {size:.2f} B parameters, bfloat16, GPU",
-        f"{speed:,.0f} tokens/s, {mfu}",
-        "",
-        f"{memory:.1f} GB; target {target}",
-    )
+    size = sum(parameter.numel() for parameter in run.learner.parameters.values()) / 1e9
+    peak = torch.cuda.max_memory_allocated() / 1e9
+    row(f"{name}, bfloat16, GPU", f"{speed:,.0f} tokens/s, {mfu}", "", f"{size:.2f} B, {peak:.1f} GB; target {target}")
 
 
 def random_run(config: dict[str, Any], plan: dict[str, Any], parameters: dict[str, Any]) -> tuple[Run, State]:
@@ -326,10 +318,8 @@ def gpu_rows() -> None:
         return
     for name in GPU:
         try:
-            print(
-                measure([sys.executable, __file__, "--gpu-row", name], REPOSITORY).output.strip().splitlines()[-1],
-                flush=True,
-            )
+            output = measure([sys.executable, __file__, "--gpu-row", name], REPOSITORY).output
+            print(output.strip().splitlines()[-1], flush=True)
         except RuntimeError as error:
             row(f"{name}, GPU", "failed", "", str(error).strip().splitlines()[-1])
 

@@ -96,3 +96,10 @@ def test_tensorboard_that_is_not_installed_is_told(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(TrainingError, match="TensorBoard is not installed"):
         Journal(tmp_path, 0)
+
+
+def test_a_run_that_is_killed_before_its_first_step_keeps_the_lines_before(tmp_path: Path) -> None:
+    written(tmp_path, 1, 5)
+    journal = Journal(tmp_path, 4)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+    journal.close()

@@ -371,6 +371,32 @@ def test_a_run_ends_when_the_references_loss_is_regained_and_has_decayed_by_then
     assert rates[recovered - 1] == pytest.approx(1e-3) and rates[-1] <= 1e-3 / 2
 
 
+def test_a_recovery_is_counted_on_and_the_warm_up_goes_on_where_a_run_is_stopped(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def recipe(root: Path) -> Recipe:
+        base = lessons.base(root)
+        worse = lessons.merged(root, base, method="dus", drop=0)
+        stop = {"stop": {"recovered": 1, "within": 0.0, "patience": 3}, "heldout": {"source": 0, "tokens": 128}}
+        return lessons.pretraining(
+            worse, lessons.text(root, base), steps=100, sources=[base], every=TOKENS, warmup=0.2, decay=0.5, **stop
+        )
+
+    whole = train(root, recipe(root))
+    rates = [point["lr"] for point in curve(whole)["steps"]]
+    recovered = len(rates) // 2
+    assert 3 <= recovered < 20  # in the warm-up, which has 20 steps
+    assert rates[:recovered] == pytest.approx([2e-3 * (step + 1) / 20 for step in range(recovered)])
+    assert all(rate < 2e-3 * (step + 1) / 20 for step, rate in enumerate(rates) if step >= recovered)
+    other = tmp_path / "other" / "results"
+    again = recipe(other)
+    stopping(monkeypatch, *range(1, len(rates)))
+    for _ in rates[1:]:
+        with pytest.raises(Preempted):
+            train(other, again)
+    assert train(other, again).manifest == whole.manifest
+
+
 def test_the_references_loss_is_what_a_run_on_it_would_measure_first(root: Path) -> None:
     base = lessons.base(root)
     data = lessons.text(root, base)

@@ -23,7 +23,7 @@ ENDED = ("budget", "recovered")
 
 
 class Heldout(NamedTuple):
-    """What a held-out loss is of: the first `tokens` of a tokens object, `length` at a time, computed in `dtype`."""
+    """What a held-out loss is of: `tokens` of a tokens object, `length` at a time, computed in `dtype`."""
 
     source: str
     tokens: int

@@ -110,7 +110,7 @@ def _data(experiment: Experiment, job: Job) -> Iterator[str]:
     for part in data:
         number, share = part if isinstance(part, list) else (part, None)
         tokens = experiment.jobs[sources[number]].recipe.parameters
-        rows = f", the first {tokens['rows']:,} rows" if "rows" in tokens else ""
+        rows = f", {tokens['rows']:,} of its rows" if "rows" in tokens else ""
         template = f", template {tokens['template']}" if "template" in tokens else ""
         told = f"{share:.1%} " if share is not None and len(data) > 1 else ""
         yield f"{told}{_source(experiment, sources[number])}{rows}{template}"

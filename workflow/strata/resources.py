@@ -110,7 +110,7 @@ def _disk_mb(job: Job, size_mb: int) -> int:
     """A checkpoint is written once; of snapshots, with masters and averages, two stand while one takes over."""
     if job.recipe.operation in TRAINING:
         trained = job.trained or (job.shape.parameters if job.shape else 0)
-        return 1_000 + round(1.1 * size_mb) + 2 * 12 * trained // MB
+        return 1_000 + round(1.1 * size_mb) + 3 * 12 * trained // MB
     if job.recipe.operation in ("analyze", "reference", "evaluate"):
         return 1_000
     return 4_000 if job.recipe.operation == "tokenize" else 100 + round(1.1 * size_mb)

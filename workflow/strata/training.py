@@ -24,7 +24,7 @@ class Heldout(Model):
     """Text that no step learns from. Its loss is measured at step 0, on a schedule and at the end."""
 
     source: Name = Field(description="a name in `sources`, not one of `data`")
-    tokens: Positive = Field(default=8_192, description="how many are measured, from the first document on")
+    tokens: Positive = Field(default=8_192, description="how many are measured, spread evenly over all of it")
 
 
 class Recovery(Model):
@@ -48,10 +48,10 @@ class Multipliers(Model):
 
 
 class Rows(Model):
-    """The first rows of a source."""
+    """Some of the rows of a source."""
 
     source: Name = Field(description="a name in `sources`")
-    rows: Positive | None = Field(default=None, description="how many, from the first on; default: all")
+    rows: Positive | None = Field(default=None, description="how many, drawn by their numbers alone; default: all")
 
 
 AnyRows = Annotated[

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from strata.errors import TrainingError
+from strata.store import write_atomically
 
 LOG = "log.jsonl"
 
@@ -24,9 +25,8 @@ class Journal:
         self._file = folder / LOG
         kept = [line for line in self._lines() if line["step"] <= step] if step else []
         self._board = _board(folder, step)
-        self._stream = self._file.open("w")
-        for line in kept:
-            self._stream.write(json.dumps(line) + "\n")
+        write_atomically(self._file, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._stream = self._file.open("a")
 
     def write(self, **values: Any) -> None:
         """One line, on the disk's way at once: the log of a job that was killed tells how far it came."""

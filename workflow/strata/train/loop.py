@@ -103,15 +103,15 @@ def _step(run: Run, state: State) -> None:
     weight = run.task.weigh(samples)
     own, micro = run.ranks.share(samples), run.parameters["micro_batch"]
     parts = [own[start : start + micro] for start in range(0, len(own), micro)]
-    tokens, sums = 0, {"loss": 0.0}
+    tokens, sums = 0, dict[str, Any]()  # sums stay on the device: to read one is to wait for all before it
     for part in parts:
         drawn = run.task.draw(part)
         loss, more = run.task.loss(run.learner.model, drawn, part, run.parameters["dtype"])
         (loss * run.ranks.size / max(weight, 1)).backward()  # the ranks' gradients are averaged, and should be summed
         tokens += drawn.tokens
         for name, value in {"loss": loss.detach(), **more}.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
-    *totals, tokens_ = run.ranks.total([*sums.values(), float(tokens)])
+            sums[name] = sums.get(name, 0) + value.double()
+    *totals, tokens_ = run.ranks.total([*map(float, sums.values()), float(tokens)])
     values = {name: total / max(weight, 1) for name, total in zip(sums, totals, strict=True)}
     norm = float(whole(torch.nn.utils.clip_grad_norm_(run.learner.trained.values(), run.parameters["clip"])))
     if not (math.isfinite(values["loss"]) and math.isfinite(norm)):

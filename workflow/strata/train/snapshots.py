@@ -46,27 +46,46 @@ def save(
     """
     name = f"step-{step:08d}"
     if ranks.is_first:
-        store.sweep(folder, name)
+        store.sweep(folder, "step-*")  # a job that was killed wrote another step's, as a rule
     scratch = Path(ranks.told(str(store.scratch_folder(folder, name)) if ranks.is_first else ""))
+    try:
+        _write(scratch, tensors, ranks)
+        own = {file.name: file_sha256(file) for file in scratch.glob(f"__{ranks.rank}_*")}
+        files = {name: sha256 for part in ranks.gathered(own) for name, sha256 in part.items()}
+        if ranks.is_first:
+            files[".metadata"] = file_sha256(scratch / ".metadata")
+            store.write_atomically(
+                scratch / STATE, store.encode({"made_from": made_from, "state": dict(state), "files": files})
+            )
+            final = folder / name
+            shutil.rmtree(final, ignore_errors=True)  # a damaged one: a whole one would have been gone on from
+            scratch.rename(final)
+            store.sync(folder)
+            _drop(folder, final)
+        ranks.told(None)  # nobody goes on before it stands
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)  # on a full disk it is what fills it
+
+
+def _write(scratch: Path, tensors: Mapping[str, Any], ranks: Ranks) -> None:
     with _quiet():
         from torch.distributed import checkpoint
 
         writer = checkpoint.FileSystemWriter(scratch, sync_files=True)
-        checkpoint.save(dict(tensors), storage_writer=writer, no_dist=ranks.size == 1)
-    own = {file.name: file_sha256(file) for file in scratch.glob(f"__{ranks.rank}_*")}
-    files = {name: sha256 for part in ranks.gathered(own) for name, sha256 in part.items()}
-    if ranks.is_first:
-        files[".metadata"] = file_sha256(scratch / ".metadata")
-        store.write_atomically(
-            scratch / STATE, store.encode({"made_from": made_from, "state": dict(state), "files": files})
-        )
-        final = folder / name
-        shutil.rmtree(final, ignore_errors=True)  # a damaged one: a whole one would have been gone on from
-        scratch.rename(final)
-        store.sync(folder)
-        for old in names(folder)[KEPT:]:
-            shutil.rmtree(old)
-    ranks.told(None)  # nobody goes on before it stands
+        try:
+            checkpoint.save(dict(tensors), storage_writer=writer, no_dist=ranks.size == 1)
+        except checkpoint.CheckpointException as error:  # no `Exception`: it wraps what each rank has met
+            met = [failure for failure, _ in error.failures.values()]
+            seen = [one for failure in met for one in (failure, failure.__context__) if isinstance(one, OSError)]
+            raise (seen or met)[0] from None
+
+
+def _drop(folder: Path, final: Path) -> None:
+    """Keep KEPT snapshots: this one and those before it. Of later steps are those that were passed over."""
+    kept = [path for path in names(folder) if path.name <= final.name][:KEPT]
+    for path in names(folder):
+        if path not in kept:
+            shutil.rmtree(path)
 
 
 def newest(folder: Path, made_from: Any, ranks: Ranks) -> Snapshot | None:

@@ -96,7 +96,10 @@ def predict(model: Any, batch: Batch, dtype: str) -> tuple[Any, Any]:
     import torch
 
     device = next(model.parameters()).device
-    ids, labels, positions = (torch.from_numpy(a).to(device) for a in (batch.ids, batch.labels, batch.positions))
+    arrays = [torch.from_numpy(array) for array in (batch.ids, batch.labels, batch.positions)]
+    if device.type == "cuda":  # from memory that cannot be swapped out a copy waits for nothing
+        arrays = [array.pin_memory() for array in arrays]
+    ids, labels, positions = (array.to(device, non_blocking=True) for array in arrays)
     if bool((batch.positions[:, 1:] > batch.positions[:, :-1]).all()):
         positions = None
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
