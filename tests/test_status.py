@@ -12,6 +12,7 @@ import pytest
 from conftest import strata
 from strata import experiment, status, store
 from strata.experiment import Experiment
+from strata.train.state import home
 
 SHAPE = "{family: llama, layers: 4, parameters: 100, bytes: 200, dtype: bfloat16, outside: 20}"
 CONFIG = f"""\
@@ -66,7 +67,7 @@ def test_a_trained_variant_is_shown_in_layers_of_its_parent_with_what_was_learnt
 
 
 def test_redo_starts_a_training_over_and_not_from_its_snapshots(loaded: Experiment, tmp_path: Path) -> None:
-    mine, others = (status.unfinished(tmp_path, loaded.variants[name].job.id) for name in ("healed", "dus"))
+    mine, others = (home(tmp_path, loaded.variants[name].job.id) for name in ("healed", "dus"))
     for folder in (mine, others):
         (folder / "snapshots").mkdir(parents=True)
     assert status.reject_variant(tmp_path, loaded, "healed", "redo") == {}

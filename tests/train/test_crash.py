@@ -12,7 +12,7 @@ from pathlib import Path
 import lessons
 from conftest import REPOSITORY
 from strata import checkpoint, store
-from strata.train.operation import home
+from strata.train.state import home
 
 STEPS, KILLS = 60, 20
 

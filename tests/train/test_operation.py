@@ -18,7 +18,8 @@ from strata import checkpoint, store
 from strata.errors import Preempted, TrainingError
 from strata.recipe import Recipe
 from strata.train import loop
-from strata.train.operation import home, train
+from strata.train.operation import train
+from strata.train.state import home
 
 
 @pytest.fixture(autouse=True)
@@ -176,7 +177,8 @@ def test_what_never_trains_has_neither_gradient_nor_state(root: Path, monkeypatc
     for name, parameter in model.named_parameters():
         is_trained = name.startswith("model.layers.2.")
         assert (parameter in optimizer.state) == parameter.requires_grad == is_trained
-        assert parameter.dtype == (torch.float32 if is_trained else torch.bfloat16), name
+        is_frozen_matrix = not is_trained and "_proj" in name  # all else is float32, so that it computes the same
+        assert parameter.dtype == (torch.bfloat16 if is_frozen_matrix else torch.float32), name
 
 
 # Steps and what they do
@@ -504,3 +506,34 @@ def test_a_tied_head_is_trained_once_and_stored_once(root: Path) -> None:
     assert "lm_head.weight" not in weights(done)
     model = build("gemma2")
     assert done.facts["training"]["trained"] == model.num_parameters()
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_a_model_that_is_mostly_frozen_computes_what_the_whole_one_does(root: Path, family: str) -> None:
+    """In bfloat16 too: DPO's first loss is ln 2 to rounding, and a recovery compares like with like."""
+    base = lessons.base(root, family)
+    data = lessons.text(root, base)
+    first = [
+        curve(train(root, lessons.pretraining(base, data, steps=1, dtype="bfloat16", train=which, heldout={"source": 0, "tokens": 256})))["heldout"][0]
+        for which in ("all", [1])
+    ]  # fmt: skip
+    assert first[0]["loss"] == first[1]["loss"]
+
+
+def test_dpo_of_few_layers_in_bfloat16_starts_at_ln_2_too(root: Path) -> None:
+    base = lessons.base(root)
+    data = lessons.preferences(root, base)
+    reference = lessons.reference_of(root, base, data, "bfloat16")
+    done = train(root, lessons.dpo(base, data, reference, dtype="bfloat16", train=[3], label_smoothing=0.1))
+    assert losses(done)[0] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_smoothed_labels_keep_the_loss_from_falling_as_far(root: Path) -> None:
+    base = lessons.base(root)
+    data = lessons.preferences(root, base)
+    reference = lessons.reference_of(root, base, data)
+    plain, smooth = (
+        train(root, lessons.dpo(base, data, reference, epochs=4, learning_rate=1e-3, label_smoothing=share))
+        for share in (0.0, 0.2)
+    )
+    assert losses(smooth)[-1] > losses(plain)[-1] + 0.05

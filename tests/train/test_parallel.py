@@ -19,7 +19,8 @@ from conftest import REPOSITORY
 from lessons import TOKENS, losses, weights
 from strata import store
 from strata.recipe import Recipe
-from strata.train.operation import home, train
+from strata.train.operation import train
+from strata.train.state import home
 
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": str(REPOSITORY / "workflow"), "OMP_NUM_THREADS": "1", "STRATA_SNAPSHOT_SECONDS": "0",

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from strata import progress
@@ -25,8 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             progress.log_to(options.log)
         options.run(options)
         return 0
+    except Preempted as error:
+        if os.environ.get("RANK", "0") == "0":  # all ranks stop as one
+            _say(str(error))
+        return error.exit_code
     except StrataError as error:
-        _say(str(error) if isinstance(error, Preempted) else f"error: {error}")
+        _say(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -124,7 +129,8 @@ def _job(options: argparse.Namespace) -> None:
             got=f"{recipe.operation} version {recipe.version}",
             todo="run snakemake again: the code has changed since this job was planned",
         )
-    with recorded(options.root, recipe.id):
+    launches = options.processes > 1 and "RANK" not in os.environ  # then the first of those it starts is recorded
+    with nullcontext() if launches else recorded(options.root, recipe.id):
         match recipe.operation:
             case "fetch":
                 from strata.sources import fetch
@@ -200,6 +206,7 @@ def _redo(options: argparse.Namespace) -> None:
     from strata import status, store
     from strata.errors import NonDeterministic
     from strata.recipe import DETERMINISTIC
+    from strata.train.state import home
 
     experiment = _experiment(options)
     status.variant_of(experiment, options.name)
@@ -211,7 +218,7 @@ def _redo(options: argparse.Namespace) -> None:
             todo="wait for it, or run `snakemake --unlock`",
         )  # fmt: skip
     jobs = (experiment.variants[options.name].job, *experiment.variants[options.name].evaluations)
-    begun = status.unfinished(options.root, jobs[0].id).exists()
+    begun = home(options.root, jobs[0].id).exists()
     if not begun and all(status.state(options.root, job) == "missing" for job in jobs):
         raise UsageError(
             "nothing to redo: it has not been built", got=options.name, todo="build it with snakemake, see the README"

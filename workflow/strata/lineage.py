@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from strata.plan import Plan
+from strata.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -16,12 +17,14 @@ class Lineage:
     tokenizer: id of the `init` checkpoint whose tokenizer it carries
     template: of the chats it was tuned on last; `own` where it still has the tokenizer's
     learnt: sorted ids of the tokens that it or an ancestor was trained on
+    sources: sorted ids of the fetched sources that these were made of
     """
 
     plan: Plan | None
     tokenizer: str
     template: str = "own"
     learnt: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
 
 
 def merged(plan: Plan | None, parents: Sequence[Lineage]) -> Lineage:
@@ -29,9 +32,14 @@ def merged(plan: Plan | None, parents: Sequence[Lineage]) -> Lineage:
     lender = parents[plan.embed_from.sources[0][0] if plan else 0]
     if len(parents) == 1:
         return replace(lender, plan=plan)
-    return replace(lender, plan=plan, learnt=tuple(sorted({id for parent in parents for id in parent.learnt})))
+    learnt = {id for parent in parents for id in parent.learnt}
+    sources = {id for parent in parents for id in parent.sources}
+    return replace(lender, plan=plan, learnt=tuple(sorted(learnt)), sources=tuple(sorted(sources)))
 
 
-def taught(parent: Lineage, tokens: Sequence[str], template: str | None) -> Lineage:
+def taught(parent: Lineage, tokens: Sequence[Recipe], template: str | None) -> Lineage:
     """Of training on `tokens`: the parent's plan and tokenizer, with the template of what was learnt, if it has one."""
-    return replace(parent, template=template or parent.template, learnt=tuple(sorted({*parent.learnt, *tokens})))
+    learnt = {*parent.learnt, *(recipe.id for recipe in tokens)}
+    sources = {*parent.sources, *(source for recipe in tokens for source in recipe.sources)}
+    template = template or parent.template
+    return replace(parent, template=template, learnt=tuple(sorted(learnt)), sources=tuple(sorted(sources)))

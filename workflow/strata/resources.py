@@ -86,7 +86,7 @@ def _training_mb(job: Job, shape: Shape) -> int:
     trained = shape.parameters if job.trained is None else job.trained
     weights = 8 * shape.parameters  # as stored, and as computed with
     if parameters["device"] == "cuda":
-        return (weights + 12 * trained) // MB
+        return (weights * job.processes + 12 * trained) // MB  # each process loads the whole model
     # Kept for the backward pass: about 25 vectors of the hidden width for each token and layer; then four of the
     # vocabulary's, in float32: logits, their copy, their logarithms and their gradient. Pairs have two members.
     tokens = parameters["micro_batch"] * parameters["length"] * (2 if job.recipe.operation == "dpo" else 1)

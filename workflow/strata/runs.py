@@ -21,9 +21,14 @@ PACKAGES = ("torch", "transformers", "lm_eval", "safetensors", "gguf", "numpy", 
 
 @contextmanager
 def recorded(root: Path, id: str) -> Iterator[None]:
-    """Write `runs/<id>.json` when the block ends well: host, time, seconds, peak memory, versions of what it loaded."""
+    """Write `runs/<id>.json` when the block ends well: host, time, seconds, peak memory, versions of what it loaded.
+
+    Of several processes that train together the first is recorded.
+    """
     started, clock = datetime.now(UTC), time.monotonic()
     yield
+    if os.environ.get("RANK", "0") != "0":
+        return
     record = {
         "id": id,
         "host": socket.gethostname(),

@@ -91,7 +91,7 @@ def trained_variant(
         processes=training.processes,
         trained=_trained(training, plan, shape),
     )
-    lineage = taught(parent.lineage, [job.id for job in tokens], _template(training, parent.lineage))
+    lineage = taught(parent.lineage, [job.recipe for job in tokens], _template(training, parent.lineage))
     names = tuple(source for _, source, weight, _ in _entries(training) if weight)
     plan = identity(shape.layers)
     return Variant(name, (parent.name,), job, plan, lineage, tuple(preparations), learns_from=names)
@@ -244,10 +244,9 @@ def _heldout(setting: Setting, training: Training, heldout: Heldout, lineage: Li
     source = _source(setting, heldout.source, place, ("heldout", "source"))
     if source.id in {setting.sources[name].id for _, name, _, _ in _entries(training)}:
         raise place.error(f"`{heldout.source}` is held out, and trained on", "heldout", "source")
-    job = _tokens(training, lineage, source, None)
-    if job.id in lineage.learnt:
+    if source.id in lineage.sources:
         raise place.error(f"`{heldout.source}` is held out, and an ancestor has learnt from it", "heldout", "source")
-    return job
+    return _tokens(training, lineage, source, None)
 
 
 def _source(setting: Setting, name: str, place: Place, entry: tuple[str | int, ...]) -> Job:

@@ -20,6 +20,7 @@ from strata.plan import Plan
 from strata.recipe import TRAINING, Recipe
 from strata.restack import draft
 from strata.store import Object
+from strata.train.state import home
 from strata.variant import Variant
 
 
@@ -57,11 +58,6 @@ def state(root: Path, job: Job) -> str:
         return "done" if store.find(root, job.id) else "missing"
     except StoreError:
         return "damaged"
-
-
-def unfinished(root: Path, id: str) -> Path:
-    """Where training keeps its snapshots and its log."""
-    return root / "training" / id
 
 
 def listing(root: Path, experiment: Experiment) -> str:
@@ -255,6 +251,6 @@ def reject_variant(root: Path, experiment: Experiment, name: str, reason: str) -
         place = store.reject(root, job.id, reason)
         if place and found:
             moved[job.id] = (place, found.digest)
-    shutil.rmtree(unfinished(root, experiment.variants[name].job.id), ignore_errors=True)
+    shutil.rmtree(home(root, experiment.variants[name].job.id), ignore_errors=True)
     (root / links.FOLDER / f"{name}.json").unlink(missing_ok=True)
     return moved

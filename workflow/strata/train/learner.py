@@ -1,12 +1,13 @@
 """The model that learns: which of its parameters train, their masters, and the optimiser's state.
 
-Masters are float32. What never trains has neither gradient nor optimiser state, and keeps its stored dtype where the
-forward pass runs in bfloat16 anyway. A layer with anything to train is float32 as a whole, as FSDP wants it.
+Masters are float32. What never trains has neither gradient nor optimiser state. The matrices of frozen layers stay in
+bfloat16 where the forward pass would round them to it anyway; all else is float32, trained or not, so that a frozen
+model computes what a trained one does, to the bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -71,10 +72,8 @@ def make_learner(checkpoint: Object, opened: Checkpoint, parameters: Mapping[str
     import torch
 
     plan = Plan.from_json(checkpoint.facts["plan"])
-    wanted = trainable(plan, opened.config, parameters["train"], parameters.get("multipliers", {}))
-    compute = parameters["dtype"]
-    is_whole = compute == "float32" or len(wanted) == len(opened.tensors)
-    model = load_model(checkpoint, "float32" if is_whole else checkpoint.facts["dtype"], "cpu").train()
+    wanted = trainable(plan, opened.config, parameters["train"], parameters["multipliers"])
+    model = load_model(checkpoint, "float32", "cpu").train()
     _silence_dropout(model)
     # What evaluation needs to be reproducible costs training a fill of every new tensor, and on a GPU far more.
     torch.use_deterministic_algorithms(ranks.device.type == "cpu", warn_only=True)
@@ -89,10 +88,13 @@ def make_learner(checkpoint: Object, opened: Checkpoint, parameters: Mapping[str
         if rate != {0.0}:
             rates[name] = rate.pop()
     layers = list(decoder_layers(model))
-    _raise_masters(model, layers)
+    if parameters["dtype"] == checkpoint.facts["dtype"] == "bfloat16":
+        _lower_frozen(layers)
     if parameters["activation_checkpointing"]:
         model.gradient_checkpointing_enable()
     if ranks.device.type == "cuda":
+        # Frozen or not, packed or not, measured or trained: each is a graph, and past the limit nothing is compiled.
+        torch._dynamo.config.recompile_limit = 64
         for layer in layers:
             layer.compile()
     shard(model, layers, ranks)
@@ -121,14 +123,16 @@ def _silence_dropout(model: Any) -> None:
             module.p = 0.0
 
 
-def _raise_masters(model: Any, layers: list[Any]) -> None:
-    """Make every layer with something to train float32, and what is outside the layers likewise."""
-    inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
-    outside = [parameter for parameter in model.parameters() if id(parameter) not in inside]
-    for unit in (*(list(layer.parameters()) for layer in layers), outside):
-        if any(parameter.requires_grad for parameter in unit):
-            for parameter in unit:
-                parameter.data = parameter.data.float()
+def _lower_frozen(layers: Sequence[Any]) -> None:
+    """Put the frozen matrices of linear maps back into bfloat16, as they are stored: autocast would do so each time."""
+    from torch import bfloat16
+    from torch.nn import Linear
+
+    for layer in layers:
+        for module in layer.modules():
+            for parameter in module.parameters(recurse=False) if isinstance(module, Linear) else ():
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(bfloat16)
 
 
 def _optimizer(

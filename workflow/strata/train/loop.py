@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +19,11 @@ from strata.train import schedule
 from strata.train.batch import Batch
 from strata.train.journal import Journal
 from strata.train.learner import Learner, set_rate
-from strata.train.parallel import STOP, Ranks, whole
+from strata.train.parallel import Ranks, whole
 from strata.train.state import State
 from strata.train.task import Task, check_first, heldout_loss
 
-GO_ON, SNAPSHOT, STOPPED = 0, 1, 2
+GO_ON, SNAPSHOT, STOP = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Run:
     """Everything that a run works with and does not change but through the learner.
 
     `operations` are those of one token; `snapshot` writes one of the state that it is given; `last` says which one
-    stands.
+    stands. `stop` fills when a signal asks to stop.
     """
 
     task: Task
@@ -46,6 +44,7 @@ class Run:
     last: Callable[[], str]
     operations: float
     peak: float | None
+    stop: Sequence[int]
     label: str
 
 
@@ -57,8 +56,8 @@ def train(run: Run, state: State) -> State:
         TrainingError: the loss is not a number, or DPO's first is not ln 2.
     """
     every = interval(run.parameters, run.task.steps)
-    due = time.monotonic() + snapshot_seconds()
-    with _signals() as stop, bar(run.label, state.steps, "step") as progress:
+    due = time.monotonic() + snapshot_seconds(0.0)
+    with bar(run.label, state.steps, "step") as progress:
         progress.update(state.step)
         if state.step == 0 and run.heldout:
             _measure(run, state)
@@ -68,17 +67,16 @@ def train(run: Run, state: State) -> State:
             if run.heldout and (state.step % every == 0 or state.step == state.steps):
                 _measure(run, state)
                 progress.total = state.steps
-            wish = STOPPED if stop else SNAPSHOT if time.monotonic() >= due else GO_ON
-            match run.ranks.highest(wish):
-                case 2:
-                    run.snapshot(state)
-                    raise Preempted(
-                        "stopped by a signal; the run's state is kept", where=run.last(),
-                        got=f"{state.step} of {state.steps} steps", todo="run the same command: it goes on from there",
-                    )  # fmt: skip
-                case 1:
-                    run.snapshot(state)
-                    due = time.monotonic() + snapshot_seconds()
+            wish = run.ranks.highest(STOP if run.stop else SNAPSHOT if time.monotonic() >= due else GO_ON)
+            if wish != GO_ON:
+                started = time.monotonic()
+                run.snapshot(state)
+                due = time.monotonic() + snapshot_seconds(time.monotonic() - started)
+            if wish == STOP:
+                raise Preempted(
+                    "stopped by a signal; the run's state is kept", where=run.last(),
+                    got=f"{state.step} of {state.steps} steps", todo="run the same command: it goes on from there",
+                )  # fmt: skip
     return state
 
 
@@ -89,9 +87,16 @@ def interval(parameters: Mapping[str, Any], steps: int) -> int:
     return max(1, round(tokens / of_step))
 
 
-def snapshot_seconds() -> float:
-    """Seconds between two snapshots. It changes nothing that is written, so it is no part of a recipe."""
-    return float(os.environ.get("STRATA_SNAPSHOT_SECONDS", "600"))
+def snapshot_seconds(last: float) -> float:
+    """Seconds to the next snapshot: ten minutes, and so many that snapshots take at most a twentieth of the run.
+
+    It changes nothing that is written, so it is set in the environment and is no part of a recipe.
+
+    Args:
+        last: seconds that the last one took.
+    """
+    asked = os.environ.get("STRATA_SNAPSHOT_SECONDS")
+    return float(asked) if asked else max(600.0, 20 * last)
 
 
 def _step(run: Run, state: State) -> None:
@@ -179,21 +184,3 @@ def _measure(run: Run, state: State) -> None:
     if state.good >= stop["patience"]:
         state.recovered = True
         state.steps = schedule.shortened(state.step, state.steps, run.parameters["schedule"], run.parameters["decay"])
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects signals that ask to stop. A second Ctrl-C stops at once."""
-    got: list[int] = []
-
-    def handler(number: int, _: object) -> None:
-        if number == signal.SIGINT and got:
-            raise KeyboardInterrupt
-        got.append(number)
-
-    before = {number: signal.signal(number, handler) for number in STOP}
-    try:
-        yield got
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

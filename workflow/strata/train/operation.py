@@ -16,12 +16,13 @@ from typing import Any
 
 from strata import progress, store
 from strata.checkpoint import Checkpoint, copy_tokenizer, finish, open_checkpoint, verify, write_config
+from strata.curves import CURVE
 from strata.errors import TrainingError
 from strata.loading import check_device, check_length, load_model
 from strata.plan import Plan
 from strata.recipe import Recipe, canonical
 from strata.store import Built, Object, file_sha256
-from strata.tokens import Tokens, open_tokens
+from strata.tokens import TEMPLATE, Tokens, open_tokens
 from strata.train import flops, snapshots
 from strata.train.batch import Batch
 from strata.train.export import export, plan_export
@@ -29,11 +30,9 @@ from strata.train.journal import Journal
 from strata.train.learner import Learner, make_learner
 from strata.train.loop import Run
 from strata.train.loop import train as go_on
-from strata.train.parallel import Ranks, is_rank, joined, launch, rank_command
-from strata.train.state import CURVE, State
+from strata.train.parallel import Ranks, is_rank, joined, launch, rank_command, signals
+from strata.train.state import State, home
 from strata.train.task import Task, heldout_batches, heldout_loss, preferring, pretraining, tuning
-
-TEMPLATE = "chat_template.jinja"
 
 
 def train(root: Path, recipe: Recipe, processes: int = 1) -> Object | None:
@@ -53,16 +52,16 @@ def train(root: Path, recipe: Recipe, processes: int = 1) -> Object | None:
         launch(rank_command(["--root", str(root), recipe.operation, recipe.canonical, *log]), processes)
         return store.require(root, recipe.id)
     check_device(recipe.parameters["device"])
-    with joined(recipe.parameters["device"]) as ranks:
+    with signals() as stop, joined(recipe.parameters["device"]) as ranks:
         if not ranks.is_first:
             if ranks.told(None):  # the first one builds: it is not in the store yet
-                _build(root, recipe, None, ranks)
+                _build(root, recipe, None, ranks, stop)
             return None
         asked: list[bool] = []
 
         def build(folder: Path) -> Built:
             asked.append(ranks.told(True))
-            return _build(root, recipe, folder, ranks)
+            return _build(root, recipe, folder, ranks, stop)
 
         done = store.publish(root, recipe, build)
         if not asked:
@@ -71,12 +70,7 @@ def train(root: Path, recipe: Recipe, processes: int = 1) -> Object | None:
         return done
 
 
-def home(root: Path, id: str) -> Path:
-    """Where the state of a run lies: snapshots, and its log."""
-    return root / "training" / id
-
-
-def _build(root: Path, recipe: Recipe, folder: Path | None, ranks: Ranks) -> Built:
+def _build(root: Path, recipe: Recipe, folder: Path | None, ranks: Ranks, stop: Sequence[int]) -> Built:
     """Every rank calls it; the first has the `folder` to write to, and its result counts."""
     parameters = recipe.parameters
     _check_ranks(parameters, ranks)
@@ -113,7 +107,7 @@ def _build(root: Path, recipe: Recipe, folder: Path | None, ranks: Ranks) -> Bui
         snapshot=partial(_snapshot, place / "snapshots", learner, made_from, ranks),
         last=lambda: _last(place / "snapshots"),
         operations=flops.operations(opened.config, learner.learnt, parameters["length"]), peak=flops.peak(ranks.device),
-        label=f"{recipe.id[: len(recipe.operation) + 9]}",
+        stop=stop, label=f"{recipe.id[: len(recipe.operation) + 9]}",
     )  # fmt: skip
     try:
         state = go_on(run, state)
@@ -135,7 +129,7 @@ def _build(root: Path, recipe: Recipe, folder: Path | None, ranks: Ranks) -> Bui
 
 
 def _check_ranks(parameters: Mapping[str, Any], ranks: Ranks) -> None:
-    if parameters["batch"] % ranks.size:
+    if ranks.is_first and parameters["batch"] % ranks.size:  # one that fails stops the others
         raise TrainingError(
             "a batch cannot be shared evenly", where="batch", expected=f"a multiple of {ranks.size} processes",
             got=parameters["batch"], todo="change `batch` or `processes`",

@@ -81,6 +81,29 @@ def is_rank() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def is_first() -> bool:
+    """Whether this process is the one that speaks and writes: the only one, or the first of several."""
+    return not is_rank() or os.environ["RANK"] == "0"
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """Collects signals that ask to stop, for whoever can stop well. A second Ctrl-C stops at once."""
+    got: list[int] = []
+
+    def handler(number: int, _: object) -> None:
+        if number == signal.SIGINT and got:
+            raise KeyboardInterrupt
+        got.append(number)
+
+    before = {number: signal.signal(number, handler) for number in STOP}
+    try:
+        yield got
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
 @contextmanager
 def joined(device: str) -> Iterator[Ranks]:
     """Join the other ranks, where there are any."""
@@ -129,17 +152,19 @@ def launch(command: Sequence[str], count: int) -> None:
     When one fails the others are stopped; a signal to this process reaches all of them.
 
     Raises:
-        Preempted: they were stopped by a signal and have left a snapshot.
-        SystemExit: with the exit code of the rank that failed first; it has said why.
+        SystemExit: with the exit code of the rank that failed first, or 75 when all were stopped by a signal and left
+            a snapshot; they have said why.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     common = os.environ | {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     common.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
-    ranks = [_start(command, common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)]
+    ranks: list[subprocess.Popen[bytes]] = []
     before = {number: signal.signal(number, lambda got, _: _send(ranks, got)) for number in STOP}
     try:
+        for rank in range(count):
+            ranks.append(_start(command, common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}))
         while any(rank.poll() is None for rank in ranks):
             if failed := [rank.returncode for rank in ranks if rank.returncode not in (None, 0, Preempted.exit_code)]:
                 _stop(ranks)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-CURVE = "curve.json"
+
+def home(root: Path, id: str) -> Path:
+    """Where the state of a run lies while it lasts, and its log: no part of the store, and no output of a job."""
+    return root / "training" / id
 
 
 @dataclass
