@@ -1,6 +1,6 @@
 """Training beside a bare loop and transformers' Trainer, its memory, and its speed on a GPU: `python tests/benchmarks/train.py`.
 
-Reads the base and `dus`, 48 layers, that `make results` has made (`--results`). Takes about 20 minutes on 2 cores and
+Reads the base and `dus`, 48 layers, that `make results` has made (`--results`). Takes about eight minutes on 2 cores and
 10 GB of memory. `--small` takes a random model instead, for a look at the script; a GPU is used where there is one.
 """
 
