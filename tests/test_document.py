@@ -19,6 +19,7 @@ Write = Callable[..., Path]
         ("a: no", "`no` means different things", 'write true, false or "no"'),
         ("a: 1e-5", "`1e-5` means different things", "write 1.0e-5"),
         ("a: 1.5e5", "`1.5e5` means different things", "write 1.5e+5"),
+        ("a: 1e6", "`1e6` means different things", 'write 1.0e+6, 1000000 or "1e6"'),
         ("a: 0755", "`0755` means different things", 'or "0755"'),
         ("a: 1:30", "`1:30` means different things", 'or "1:30"'),
         ("a: 0x1f", "`0x1f` means different things", 'or "0x1f"'),

@@ -198,5 +198,13 @@ def test_files_that_hold_no_documents_are_told(tmp_path: Path, files: dict[str, 
 
 def test_a_txt_holds_no_rows(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(TrainingError, match="a document, no rows"):
+    with pytest.raises(TrainingError, match="a document, no rows") as caught:
         list(rows.examples(tmp_path, "instructions"))
+    assert "`format`" not in str(caught.value)  # no key of a config
+
+
+def test_fields_of_another_form_are_told_with_the_operation_that_wants_them(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    with pytest.raises(TrainingError, match="`chosen` is missing") as caught:
+        list(rows.examples(tmp_path, "preferences"))
+    assert "rows for `dpo` have" in str(caught.value) and "`format`" not in str(caught.value)

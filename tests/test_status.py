@@ -74,5 +74,18 @@ def test_redo_starts_a_training_over_and_not_from_its_snapshots(loaded: Experime
     assert (mine.exists(), others.exists()) == (False, True)
 
 
+def test_redo_of_a_dpo_takes_its_reference_along_when_that_is_of_other_weights(
+    write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aligned = "  aligned: {parent: dus, dpo: {data: [old], template: solar}}\n"
+    variant = experiment.load([write_config(CONFIG.replace("suites:", f"{aligned}suites:"))]).variants["aligned"]
+    tokens, reference = variant.preparations
+    made = {reference.id: SimpleNamespace(facts={"checkpoint_digest": "1"}), tokens.id: SimpleNamespace(facts={})}
+    for digest, expected in (("1", []), ("2", [reference])):
+        parent = {variant.job.recipe.parents[0]: SimpleNamespace(digest=digest)}
+        monkeypatch.setattr(store, "find", lambda root, id, found=made | parent: found.get(id))
+        assert status.outdated(tmp_path, variant) == expected
+
+
 def test_redo_of_what_was_not_begun_is_refused(loaded: Experiment, tmp_path: Path) -> None:
     assert "nothing to redo" in strata(tmp_path, "redo", "healed").stderr

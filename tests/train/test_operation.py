@@ -15,7 +15,7 @@ from conftest import edit_manifest
 from lessons import TOKENS, curve, losses, weights
 from models import SMALL, build
 from strata import checkpoint, store
-from strata.errors import Preempted, TrainingError
+from strata.errors import Preempted, TrainingError, UsageError
 from strata.recipe import Recipe
 from strata.train import loop
 from strata.train.operation import train
@@ -450,6 +450,13 @@ def test_dpo_against_the_reference_of_another_model_stops_at_once(root: Path) ->
 
 
 # What cannot be
+
+
+@pytest.mark.parametrize("asked", ["abc", "-1", "nan"])
+def test_a_time_between_snapshots_that_is_none_is_told(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRATA_SNAPSHOT_SECONDS", asked)
+    with pytest.raises(UsageError, match="not a number of seconds"):
+        loop.snapshot_seconds(0.0)
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_names_step_and_snapshot(

@@ -218,7 +218,7 @@ def _redo(options: argparse.Namespace) -> None:
             todo="wait for it, or run `snakemake --unlock`",
         )  # fmt: skip
     jobs = (experiment.variants[options.name].job, *experiment.variants[options.name].evaluations)
-    begun = home(options.root, jobs[0].id).exists()
+    begun = home(options.root, jobs[0].id).exists() or status.outdated(options.root, experiment.variants[options.name])
     if not begun and all(status.state(options.root, job) == "missing" for job in jobs):
         raise UsageError(
             "nothing to redo: it has not been built", got=options.name, todo="build it with snakemake, see the README"

@@ -179,10 +179,11 @@ def _scalar(node: yaml.ScalarNode, where: str) -> Any:
 
 
 def _spelled(text: str) -> str:
-    """1e-5 -> 1.0e-5, 1.0e5 -> 1.0e+5: the forms that every YAML reader takes for a number."""
+    """1e-5 -> 1.0e-5, 1e6 -> 1.0e+6, 1000000: the forms that every YAML reader takes for a number, or a whole one."""
     mantissa, exponent = re.split("[eE]", text)
     sign = "" if exponent[0] in "+-" else "+"
-    return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{sign}{exponent}"
+    whole = f", {float(text):.0f}" if abs(float(text)) < 1e15 and float(text).is_integer() else ""
+    return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{sign}{exponent}{whole}"
 
 
 def _ambiguous(text: str, where: str, why: str, todo: str) -> ConfigError:

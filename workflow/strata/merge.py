@@ -51,5 +51,5 @@ def _check_measured(analysis: Object, parent: Object) -> None:
             where=analysis.path,
             expected=f"content digest {parent.digest}",
             got=analysis.facts["checkpoint_digest"],
-            todo=f"delete {analysis.path} and run again: it is measured anew",
+            todo="run `strata redo` of the variant: both are made anew",
         )

@@ -17,6 +17,7 @@ from strata.errors import TrainingError
 
 ROLES = ("system", "user", "assistant")
 _BATCH = 1024  # records of a parquet file held at a time
+_TAKES = {"text": "pretrain", "instructions": "sft", "preferences": "dpo"}  # the operation that learns from a form
 _KEYS = {
     "text": "`text`",
     "instructions": "`instruction`, `output` and perhaps `input`; or `messages`; or `prompt` and `completion`",
@@ -145,10 +146,10 @@ def _text(where: str, row: Mapping[str, Any], key: str, form: str) -> str:
 
 def _unfit(where: str, row: Mapping[str, Any], key: str, form: str, kind: str) -> TrainingError:
     """The error for a field that is missing or of another type."""
-    expected = f"`{key}`: {kind}" + (f"; rows of format {form} have {_KEYS[form]}" if form else "")
+    expected = f"`{key}`: {kind}" + (f"; rows for `{_TAKES[form]}` have {_KEYS[form]}" if form else "")
     got = f"{type(row[key]).__name__}" if row.get(key) is not None else f"keys {', '.join(map(str, row)) or 'none'}"
     what = f"`{key}` is of the wrong type" if row.get(key) is not None else f"`{key}` is missing"
-    return _wrong(what, where, expected, got, "rename the fields, or set another `format` for this data")
+    return _wrong(what, where, expected, got, "rename the fields, or name other data in the config")
 
 
 def _wrong(what: str, where: str, expected: str = "", got: object = "", todo: str = "") -> TrainingError:
@@ -184,7 +185,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _no_rows(file: Path, name: str) -> Iterator[tuple[int, Any]]:
-    raise _wrong("a .txt holds a document, no rows", name, "files of rows", todo="set `format: text` for this data")
+    raise _wrong("a .txt holds a document, no rows", name, "files of rows", todo="`pretrain` takes it; name other data")
 
 
 def _jsonl(file: Path, name: str) -> Iterator[tuple[int, Any]]:
@@ -209,7 +210,8 @@ def _parquet(file: Path, name: str) -> Iterator[tuple[int, Any]]:
         with pyarrow.parquet.ParquetFile(file) as opened:
             yield from enumerate((row for batch in opened.iter_batches(_BATCH) for row in batch.to_pylist()), 1)
     except (pyarrow.ArrowException, OSError) as error:
-        raise _wrong("cannot be read as parquet", name, got=str(error).split("\n")[0]) from None
+        got = str(error).split("\n")[0]
+        raise _wrong("cannot be read as parquet", name, got=got, todo="replace the file by one that can") from None
 
 
 def _parsed(data: bytes, where: str, expected: str) -> Any:

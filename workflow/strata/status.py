@@ -237,13 +237,29 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     return {path: value}
 
 
+def outdated(root: Path, variant: Variant) -> list[Job]:
+    """The analysis and the reference of a variant that were measured on other weights than its parent has now."""
+    measured = []
+    for job in variant.preparations:
+        try:
+            found = store.find(root, job.id) if job.recipe.operation in ("analyze", "reference") else None
+            parent = store.find(root, job.recipe.parents[0]) if found else None
+        except StoreError:
+            continue  # what is damaged is built again anyway
+        if found and parent and found.facts["checkpoint_digest"] != parent.digest:
+            measured.append(job)
+    return measured
+
+
 def reject_variant(root: Path, experiment: Experiment, name: str, reason: str) -> dict[str, tuple[Path, str]]:
     """Move a variant's checkpoint and evaluations to quarantine, and drop the snapshots of its training.
 
+    What was measured of other weights than its parent has now goes with them: the variant could not be built again.
     Returns id -> (where it went, content digest) of those that were whole.
     """
     moved = {}
-    for job in (variant_of(experiment, name).job, *experiment.variants[name].evaluations):
+    variant = variant_of(experiment, name)
+    for job in (*outdated(root, variant), variant.job, *variant.evaluations):
         try:
             found = store.find(root, job.id)
         except StoreError:

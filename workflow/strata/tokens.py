@@ -149,8 +149,9 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
     facts = _write(folder, texts, vocabulary, f"{recipe.id[:17]} tokens")
     if not facts["documents"]:
         raise TrainingError(
-            "no row is left to learn from", where=recipe.sources[0], got=f"dropped: {dict(tally.dropped)}"
-        )
+            "no row is left to learn from", where=recipe.sources[0],
+            got=", ".join(f"{count} left out: {why}" for why, count in tally.dropped.items()), todo="take other data",
+        )  # fmt: skip
     np.save(folder / _FINGERPRINTS, np.unique(np.frombuffer(tally.fingerprints, np.uint64)))
     return Built(
         facts={

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from strata.errors import Preempted, TrainingError
+from strata.errors import Preempted, TrainingError, UsageError
 from strata.progress import bar
 from strata.train import schedule
 from strata.train.batch import Batch
@@ -96,7 +96,18 @@ def snapshot_seconds(last: float) -> float:
         last: seconds that the last one took.
     """
     asked = os.environ.get("STRATA_SNAPSHOT_SECONDS")
-    return float(asked) if asked else max(600.0, 20 * last)
+    if not asked:
+        return max(600.0, 20 * last)
+    try:
+        seconds = float(asked)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:
+        raise UsageError(
+            "not a number of seconds", where="the environment, STRATA_SNAPSHOT_SECONDS", expected="0 or more",
+            got=asked, todo="set a number, or unset it: every ten minutes",
+        )  # fmt: skip
+    return seconds
 
 
 def _step(run: Run, state: State) -> None:

@@ -159,7 +159,7 @@ def _task(recipe: Recipe, inputs: Mapping[str, Object], tokens: Sequence[Tokens 
         raise TrainingError(
             "the reference is of other weights than the parent has now", where=reference.path,
             expected=f"content digest {parent.digest}", got=reference.facts["checkpoint_digest"],
-            todo=f"delete {reference.path} and run again: it is computed anew",
+            todo="run `strata redo` of the variant: both are made anew",
         )  # fmt: skip
     return preferring(data, reference, recipe.parameters)
 
