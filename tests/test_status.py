@@ -57,13 +57,15 @@ def test_a_trained_variant_is_shown_in_layers_of_its_parent_with_what_was_learnt
         "parameters": 140, "bytes": 280, "dtype": "bfloat16", "plan": healed.lineage.plan.to_json() if healed.lineage.plan else {},
         "training": {
             "ended": "recovered", "steps": 7, "tokens": 7_168, "trained": 40, "heldout": [3.71234, 3.0656],
+            "left_out": {"too long": 3},
         },
     }  # fmt: skip
     found = SimpleNamespace(facts=facts, digest="0" * 64)
     monkeypatch.setattr(store, "find", lambda root, id: found if id == healed.job.id else None)
     told = status.description(tmp_path, loaded, "healed")
     assert "0-5  0-5 of dus" in told
-    assert "7 steps, 7,168 tokens, 40 parameters, held-out loss 3.712 -> 3.066, stopped as recovered" in told
+    expected = "7 steps, 7,168 tokens, 40 parameters, held-out loss 3.712 -> 3.066, stopped as recovered, left out: 3 too long"
+    assert expected in told
 
 
 def test_redo_starts_a_training_over_and_not_from_its_snapshots(loaded: Experiment, tmp_path: Path) -> None:
@@ -89,3 +91,12 @@ def test_redo_of_a_dpo_takes_its_reference_along_when_that_is_of_other_weights(
 
 def test_redo_of_what_was_not_begun_is_refused(loaded: Experiment, tmp_path: Path) -> None:
     assert "nothing to redo" in strata(tmp_path, "redo", "healed").stderr
+
+
+def test_a_run_that_was_stopped_tells_its_step(loaded: Experiment, tmp_path: Path) -> None:
+    snapshots = home(tmp_path, loaded.variants["healed"].job.id) / "snapshots"
+    for step in (200, 319):
+        (snapshots / f"step-{step:08d}").mkdir(parents=True)
+    (snapshots / "step-00000400.host.1.ab").mkdir()  # was being written
+    lines = {line.split()[0]: line for line in status.listing(tmp_path, loaded).splitlines()}
+    assert lines["healed"].endswith("missing, stopped at step 319") and lines["dus"].endswith("missing")

@@ -63,7 +63,10 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(tmp_path: Pat
     for name, kills in (("whole", 0), ("killed", KILLS)):
         root = tmp_path / name / "results"
         base = lessons.base(root)
-        recipe = lessons.pretraining(base, lessons.text(root, base), steps=STEPS, heldout={"source": 0, "tokens": 64})
+        recipe = lessons.pretraining(
+            base, lessons.text(root, base), steps=STEPS, sources=[lessons.text(root, base, "other")],
+            heldout={"source": 1, "tokens": 64},
+        )  # fmt: skip
         count = drive(root, recipe.canonical, seed, kills)
         found.append(store.require(root, recipe.id, checkpoint.verify))
         assert count >= kills // 2, "it was too fast to be killed: more STEPS"

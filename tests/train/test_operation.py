@@ -17,7 +17,7 @@ from models import SMALL, build
 from strata import checkpoint, store
 from strata.errors import Preempted, TrainingError, UsageError
 from strata.recipe import Recipe
-from strata.train import loop
+from strata.train import loop, operation
 from strata.train.operation import train
 from strata.train.state import home
 
@@ -25,6 +25,13 @@ from strata.train.state import home
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def held_out_text_may_be_learnt(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """One small text does for both here, but where that is what is tested."""
+    if "held_out_text_that_is_in_the_data" not in request.node.name:
+        monkeypatch.setattr(operation, "MAX_SHARED", 1.0)
 
 
 @pytest.fixture
@@ -544,3 +551,20 @@ def test_smoothed_labels_keep_the_loss_from_falling_as_far(root: Path) -> None:
         for share in (0.0, 0.2)
     )
     assert losses(smooth)[-1] > losses(plain)[-1] + 0.05
+
+
+def test_held_out_text_that_is_in_the_data_is_refused_whatever_its_name(root: Path) -> None:
+    base = lessons.base(root)
+    data = lessons.text(root, base)
+    copied = lessons.fetched(root, "copied", {"x.txt": (root.parent / "text" / "1.txt").read_text(), "y.txt": "Else."})
+    heldout = lessons.tokens(root, base, copied)
+    with pytest.raises(TrainingError, match="held-out text is in the training data"):
+        train(root, lessons.pretraining(base, data, sources=[heldout], heldout={"source": 1, "tokens": 64}))
+
+
+def test_rows_that_are_left_out_are_counted_in_the_manifest(root: Path) -> None:
+    base = lessons.base(root)
+    done = train(root, lessons.sft(base, lessons.instructions(root, base, rows=20), length=80))
+    data = curve(done)["data"]
+    assert done.facts["training"]["left_out"] == {"too long": data["dropped"]["too long"]}
+    assert 0 < data["dropped"]["too long"] == 20 - data["kept"]["documents"]

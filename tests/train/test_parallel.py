@@ -55,7 +55,8 @@ def run(root: Path, recipe: Recipe, processes: int, *launcher: str) -> tuple[int
 
 def recipe_of(root: Path, **changes: Any) -> Recipe:
     base = lessons.base(root, dtype=torch.float32)
-    return lessons.pretraining(base, lessons.text(root, base), **{"steps": 4, "micro_batch": 1, **changes})
+    settings = {"steps": 4, "micro_batch": 1, "sources": [lessons.text(root, base, "other")], **changes}
+    return lessons.pretraining(base, lessons.text(root, base), **settings)
 
 
 def alike(one: Any, other: Any) -> None:
@@ -67,7 +68,7 @@ def alike(one: Any, other: Any) -> None:
 
 @pytest.mark.parametrize("train_", ["all", [1, 2]])
 def test_two_processes_train_what_one_trains(root: Path, tmp_path: Path, train_: Any) -> None:
-    heldout = {"heldout": {"source": 0, "tokens": 128}, "every": 2 * TOKENS, "train": train_}
+    heldout = {"heldout": {"source": 1, "tokens": 128}, "every": 2 * TOKENS, "train": train_}
     recipe = recipe_of(root, **heldout)
     code, error = run(root, recipe, 2)
     assert code == 0, error

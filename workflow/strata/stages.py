@@ -122,6 +122,11 @@ def _check_numbers(training: Training, place: Place) -> None:
             "the batch cannot be divided among the processes", "batch",
             expected=f"a multiple of {training.processes} processes", got=batch,
         )  # fmt: skip
+    if (training.micro_batch or 1) > batch:
+        raise place.error(
+            "the micro-batch is larger than the batch", "micro_batch", expected=f"at most {batch}",
+            got=training.micro_batch,
+        )  # fmt: skip
     if share % min(training.micro_batch or share, share):
         of = f"{share}, each process's share of the batch" if training.processes > 1 else f"the batch, {batch}"
         raise place.error(

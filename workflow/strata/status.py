@@ -60,6 +60,12 @@ def state(root: Path, job: Job) -> str:
         return "damaged"
 
 
+def stopped_at(root: Path, id: str) -> int | None:
+    """The step of the newest snapshot of a run that has not ended; None where there is none."""
+    names = (path.name.removeprefix("step-") for path in (home(root, id) / "snapshots").glob("step-*"))
+    return max((int(name) for name in names if name.isdigit()), default=None)
+
+
 def listing(root: Path, experiment: Experiment) -> str:
     """A line for each variant: what it is made of, how many layers, and how far it is."""
     rows = [("variant", "layers", "made by", "checkpoint", "state")]
@@ -67,7 +73,10 @@ def listing(root: Path, experiment: Experiment) -> str:
         shape = variant.job.shape
         states = [state(root, job) for job in (variant.job, *variant.evaluations)]
         done = sum(s == "done" for s in states[1:])
-        progress = states[0] if states[0] != "done" else f"built, {done} of {len(states) - 1} evaluations"
+        progress = f"built, {done} of {len(states) - 1} evaluations"
+        if states[0] != "done":
+            step = stopped_at(root, variant.job.id)
+            progress = states[0] + (f", stopped at step {step:,}" if step else "")
         rows.append((variant.name, str(shape.layers if shape else "?"), summary(variant), variant.job.id, progress))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
@@ -133,12 +142,14 @@ def description(root: Path, experiment: Experiment, name: str) -> str:
 
 
 def _trained(facts: dict[str, Any]) -> str:
-    """What training did: `12 steps, 24,576 tokens, held-out loss 3.712 -> 3.091`."""
+    """What training did: `12 steps, 24,576 tokens, 8,192 parameters, held-out loss 3.712 -> 3.091`."""
     steps = f"{facts['steps']:,} step{'s' * (facts['steps'] != 1)}"
     told = f"{steps}, {facts['tokens']:,} tokens, {facts['trained']:,} parameters"
     if facts["heldout"]:
         told += ", held-out loss " + " -> ".join(f"{loss:.3f}" for loss in facts["heldout"])
-    return told + (", stopped as recovered" if facts["ended"] == "recovered" else "")
+    told += ", stopped as recovered" if facts["ended"] == "recovered" else ""
+    left_out = ", ".join(f"{count:,} {reason}" for reason, count in facts["left_out"].items())
+    return told + (f", left out: {left_out}" if left_out else "")
 
 
 def planned(root: Path, experiment: Experiment, name: str) -> str:

@@ -102,6 +102,12 @@ def overlap(found: Object, texts: Mapping[str, str]) -> list[str]:
     return shared
 
 
+def shared(found: Object, other: Object) -> tuple[int, int]:
+    """How many documents and passages of these tokens are in others too, and how many they have."""
+    own, others = (np.load(each.path / _FINGERPRINTS, mmap_mode="r") for each in (found, other))
+    return int(np.isin(own, others, assume_unique=True).sum()), len(own)
+
+
 def tokenizer_of(checkpoint: Object) -> str:
     """sha256 of a checkpoint's tokenizer.json: tokens fit a model that has the same. Raises TrainingError: none."""
     entry = checkpoint.manifest["files"].get("tokenizer.json")

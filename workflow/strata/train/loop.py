@@ -135,7 +135,7 @@ def _step(run: Run, state: State) -> None:
             "the loss is not a number" if not math.isfinite(values["loss"]) else "the gradient is not a number",
             where=f"step {state.step}",
             got=f"loss {values['loss']}, gradient norm {norm}; last good snapshot: {run.last()}",
-            todo="lower `learning_rate` or take `dtype: float32`; the batch is the same when it runs again",
+            todo=f"{_advice(run)}; the batch is the same when it runs again",
         )
     if state.step == 0:
         check_first(run.task, values["loss"], run.parameters)
@@ -153,6 +153,10 @@ def _step(run: Run, state: State) -> None:
     entry = {"step": state.step, "tokens": state.tokens, **values, "lr": rate, "grad_norm": norm}
     state.losses.append(entry)
     _note(run, entry, tokens_, time.monotonic() - started)
+
+
+def _advice(run: Run) -> str:
+    return "lower `learning_rate`" + (", or take `dtype: float32`" if run.parameters["dtype"] != "float32" else "")
 
 
 def _note(run: Run, entry: Mapping[str, Any], tokens: float, seconds: float) -> None:
@@ -183,7 +187,7 @@ def _measure(run: Run, state: State) -> None:
     if not math.isfinite(loss):
         raise TrainingError(
             "the held-out loss is not a number", where=f"after step {state.step}",
-            got=f"{loss}; last good snapshot: {run.last()}", todo="lower `learning_rate`, or take `dtype: float32`",
+            got=f"{loss}; last good snapshot: {run.last()}", todo=_advice(run),
         )  # fmt: skip
     state.heldout.append({"step": state.step, "tokens": state.tokens, "loss": loss})
     if run.journal is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,7 +23,7 @@ from strata.loading import check_device, check_length, load_model
 from strata.plan import Plan
 from strata.recipe import Recipe, canonical
 from strata.store import Built, Object, file_sha256
-from strata.tokens import TEMPLATE, Tokens, open_tokens
+from strata.tokens import TEMPLATE, Tokens, open_tokens, shared
 from strata.train import flops, snapshots
 from strata.train.batch import Batch
 from strata.train.export import export, plan_export
@@ -33,6 +34,8 @@ from strata.train.loop import train as go_on
 from strata.train.parallel import Ranks, is_rank, joined, launch, rank_command, signals
 from strata.train.state import State, home
 from strata.train.task import Task, heldout_batches, heldout_loss, preferring, pretraining, tuning
+
+MAX_SHARED = 0.01  # of the held-out passages: large corpora repeat a licence or a greeting
 
 
 def train(root: Path, recipe: Recipe, processes: int = 1) -> Object | None:
@@ -80,6 +83,7 @@ def _build(root: Path, recipe: Recipe, folder: Path | None, ranks: Ranks, stop: 
     check_length(parent, parameters["length"], "`length`")
     opened = open_checkpoint(parent)
     _check_tokenizers(opened, [part for part in tokens if part])
+    _check_apart(parameters, list(inputs.values()))
     task = _task(recipe, inputs, tokens, parent)
     made_from = {
         "recipe": recipe.id,
@@ -119,13 +123,14 @@ def _build(root: Path, recipe: Recipe, folder: Path | None, ranks: Ranks, stop: 
         return Built()
     names = list(inputs)
     compared = names[parameters["stop"]["recovered"]] if "stop" in parameters else None
+    learnt = [list(inputs.values())[number].facts for number in _learnt(parameters)]
     curve = state.curve(compared, task.counts)
     (folder / CURVE).write_text(canonical(curve) + "\n")
     # Training copies its parent's plan: what is new, and where the seams are, stays known.
     built = finish(
         folder, made.config, made.shards, sha256, Plan.from_json(parent.facts["plan"]), [parent, *inputs.values()]
     )
-    return replace(built, facts=built.facts | {"training": _summary(curve, state, learner)})
+    return replace(built, facts=built.facts | {"training": _summary(curve, state, learner, learnt)})
 
 
 def _check_ranks(parameters: Mapping[str, Any], ranks: Ranks) -> None:
@@ -162,6 +167,26 @@ def _task(recipe: Recipe, inputs: Mapping[str, Object], tokens: Sequence[Tokens 
             todo="run `strata redo` of the variant: both are made anew",
         )  # fmt: skip
     return preferring(data, reference, recipe.parameters)
+
+
+def _learnt(parameters: Mapping[str, Any]) -> list[int]:
+    """The places of the training data among a recipe's sources."""
+    return [entry if isinstance(entry, int) else entry[0] for entry in parameters["data"]]
+
+
+def _check_apart(parameters: Mapping[str, Any], inputs: Sequence[Object]) -> None:
+    """Raise TrainingError when held-out text is in the training data, which the names of sources do not tell."""
+    if "heldout" not in parameters:
+        return
+    heldout = inputs[parameters["heldout"]["source"]]
+    for number in _learnt(parameters):
+        same, of = shared(heldout, inputs[number])
+        if same > of * MAX_SHARED:
+            raise TrainingError(
+                "the held-out text is in the training data", where=heldout.path,
+                expected=f"at most {MAX_SHARED:.0%} of its documents and passages", got=f"{same} of {of}",
+                todo="hold other text out, or leave it out of the data",
+            )  # fmt: skip
 
 
 def _heldout(parameters: Mapping[str, Any], tokens: Sequence[Tokens | None]) -> list[Batch]:
@@ -206,8 +231,13 @@ def _last(folder: Path) -> str:
     return str(found[0]) if found else "none yet"
 
 
-def _summary(curve: Mapping[str, Any], state: State, learner: Learner) -> dict[str, Any]:
-    """What a manifest tells of the run."""
+def _summary(
+    curve: Mapping[str, Any], state: State, learner: Learner, learnt: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What a manifest tells of the run. `learnt` are the facts of the tokens that it learnt from."""
+    left_out = Counter[str](curve["data"]["dropped"])
+    for facts in learnt:
+        left_out.update(facts["dropped"])
     losses = [point["loss"] for point in state.heldout]
     return {
         "ended": curve["ended"],
@@ -216,4 +246,5 @@ def _summary(curve: Mapping[str, Any], state: State, learner: Learner) -> dict[s
         "targets": state.targets,
         "heldout": [losses[0], losses[-1]] if losses else None,
         "trained": sum(parameter.numel() for parameter in learner.trained.values()),
+        "left_out": {reason: count for reason, count in sorted(left_out.items()) if count},
     }
