@@ -64,7 +64,9 @@ def test_a_trained_variant_is_shown_in_layers_of_its_parent_with_what_was_learnt
     monkeypatch.setattr(store, "find", lambda root, id: found if id == healed.job.id else None)
     told = status.description(tmp_path, loaded, "healed")
     assert "0-5  0-5 of dus" in told
-    expected = "7 steps, 7,168 tokens, 40 parameters, held-out loss 3.712 -> 3.066, stopped as recovered, left out: 3 too long"
+    expected = (
+        "7 steps, 7,168 tokens, 40 parameters, held-out loss 3.712 -> 3.066, stopped as recovered, left out: 3 too long"
+    )
     assert expected in told
 
 

@@ -49,10 +49,10 @@ def layer_plans(rows: Sequence[tuple[str, Plan, tuple[int, ...]]], names: Sequen
     for position in range(0, deepest + 1, 10 if deepest <= 100 else 50):
         parts.append(text(_LABEL + position * cell, bottom + 18, str(position), "middle", "tick"))
     parts.append(text(WIDTH - 10, bottom + 36, "output layer, from the embedding to the head", "end", "tick"))
-    parts += _colour_key(last, bottom + 26)
+    parts += _colour_key(last, bottom + 44)
     if len(rows) > ROWS:
-        parts.append(text(_LABEL, bottom + 56, f"the first {ROWS} of {len(rows)} variants", "start", "tick"))
-    return svg(parts, bottom + 62, "Which layer of the base sits where in each variant")
+        parts.append(text(_LABEL, bottom + 76, f"the first {ROWS} of {len(rows)} variants", "start", "tick"))
+    return svg(parts, bottom + 82, "Which layer of the base sits where in each variant")
 
 
 def _told(layer: Layer, names: Sequence[str]) -> str:

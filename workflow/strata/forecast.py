@@ -15,7 +15,7 @@ from strata.variant import Variant
 SCHEMAS: dict[str, type[Pretrain] | type[Sft] | type[Dpo]] = {
     schema.operation: schema for schema in (Pretrain, Sft, Dpo)
 }
-TOLD = ("learning_rate", "schedule", "beta", "seed", "length", "batch")  # in a summary, where they are no defaults
+TOLD = ("learning_rate", "schedule", "beta", "seed")  # where they are not the default
 
 
 def summary(variant: Variant) -> str:
