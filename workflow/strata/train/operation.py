@@ -78,25 +78,21 @@ def _build(root: Path, recipe: Recipe, folder: Path | None, ranks: Ranks, stop: 
     parameters = recipe.parameters
     _check_ranks(parameters, ranks)
     parent = store.require(root, recipe.parents[0], verify if ranks.is_first else None)
-    inputs = {id: store.require(root, id, store.verify if ranks.is_first else None) for id in recipe.sources}
-    tokens = [open_tokens(found) if found.recipe.operation == "tokenize" else None for found in inputs.values()]
+    sources = [store.require(root, id, store.verify if ranks.is_first else None) for id in recipe.sources]
+    tokens = [open_tokens(found) if found.recipe.operation == "tokenize" else None for found in sources]
     check_length(parent, parameters["length"], "`length`")
     opened = open_checkpoint(parent)
     _check_tokenizers(opened, [part for part in tokens if part])
-    _check_apart(parameters, list(inputs.values()))
-    task = _task(recipe, inputs, tokens, parent)
-    made_from = {
-        "recipe": recipe.id,
-        "inputs": {id: found.digest for id, found in ({parent.id: parent} | inputs).items()},
-    }
+    _check_apart(parameters, sources)
+    task = _task(recipe, sources, tokens, parent)
+    made_from = {"recipe": recipe.id, "inputs": {found.id: found.digest for found in (parent, *sources)}}
     place = home(root, recipe.id)
     snapshot = snapshots.newest(place / "snapshots", made_from, ranks)
     state = State(**snapshot.state) if snapshot else State(task.steps, task.steps)
     heldout = _heldout(parameters, tokens)
-    if "stop" in parameters and state.reference is None:
-        state.reference = _reference_loss(
-            list(inputs.values())[parameters["stop"]["recovered"]], heldout, parameters, ranks
-        )
+    recovered = sources[parameters["stop"]["recovered"]] if "stop" in parameters else None
+    if recovered and state.reference is None:
+        state.reference = _reference_loss(recovered, heldout, parameters, ranks)
     learner = make_learner(parent, opened, parameters, ranks)
     made = plan_export(opened, learner, parameters.get("stored"))
     if folder is not None:  # whatever could be wrong with the result but its numbers is wrong now
@@ -121,15 +117,12 @@ def _build(root: Path, recipe: Recipe, folder: Path | None, ranks: Ranks, stop: 
     sha256 = export(folder, made, learner, ranks)
     if folder is None:
         return Built()
-    names = list(inputs)
-    compared = names[parameters["stop"]["recovered"]] if "stop" in parameters else None
-    learnt = [list(inputs.values())[number].facts for number in _learnt(parameters)]
-    curve = state.curve(compared, task.counts)
+    curve = state.curve(recovered.id if recovered else None, task.counts)
     (folder / CURVE).write_text(canonical(curve) + "\n")
     # Training copies its parent's plan: what is new, and where the seams are, stays known.
-    built = finish(
-        folder, made.config, made.shards, sha256, Plan.from_json(parent.facts["plan"]), [parent, *inputs.values()]
-    )
+    plan = Plan.from_json(parent.facts["plan"])
+    built = finish(folder, made.config, made.shards, sha256, plan, [parent, *sources])
+    learnt = [sources[number].facts for number in _learnt(parameters)]
     return replace(built, facts=built.facts | {"training": _summary(curve, state, learner, learnt)})
 
 
@@ -152,14 +145,14 @@ def _check_tokenizers(opened: Checkpoint, tokens: Sequence[Tokens]) -> None:
             )  # fmt: skip
 
 
-def _task(recipe: Recipe, inputs: Mapping[str, Object], tokens: Sequence[Tokens | None], parent: Object) -> Task:
+def _task(recipe: Recipe, sources: Sequence[Object], tokens: Sequence[Tokens | None], parent: Object) -> Task:
     data: Any = tokens
     match recipe.operation:
         case "pretrain":
             return pretraining(data, recipe.parameters)
         case "sft":
             return tuning(data, recipe.parameters)
-    reference = list(inputs.values())[-1]
+    reference = sources[-1]
     if reference.facts["checkpoint_digest"] != parent.digest:
         raise TrainingError(
             "the reference is of other weights than the parent has now", where=reference.path,
@@ -174,13 +167,13 @@ def _learnt(parameters: Mapping[str, Any]) -> list[int]:
     return [entry if isinstance(entry, int) else entry[0] for entry in parameters["data"]]
 
 
-def _check_apart(parameters: Mapping[str, Any], inputs: Sequence[Object]) -> None:
+def _check_apart(parameters: Mapping[str, Any], sources: Sequence[Object]) -> None:
     """Raise TrainingError when held-out text is in the training data, which the names of sources do not tell."""
     if "heldout" not in parameters:
         return
-    heldout = inputs[parameters["heldout"]["source"]]
+    heldout = sources[parameters["heldout"]["source"]]
     for number in _learnt(parameters):
-        same, of = shared(heldout, inputs[number])
+        same, of = shared(heldout, sources[number])
         if same > of * MAX_SHARED:
             raise TrainingError(
                 "the held-out text is in the training data", where=heldout.path,
