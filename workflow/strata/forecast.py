@@ -7,8 +7,7 @@ from typing import Any
 
 from strata.experiment import Experiment
 from strata.job import Job
-from strata.plan import Plan, inserted
-from strata.stages import layers_that_train
+from strata.plan import Plan, inserted, layers_that_train
 from strata.training import Dpo, Pretrain, Sft
 from strata.variant import Variant
 
@@ -79,7 +78,7 @@ def _layers(plan: Plan | None, train: str | list[int], count: int) -> str:
         return f"all {count} layers and what is outside them"
     if plan is None:
         return f"{_named(train)}, known once an analysis has run"
-    layers = layers_that_train(train, plan)
+    layers = layers_that_train(plan, train)
     norms = " and every norm" if train == "new+norms" else ""
     kind = "inserted " if set(layers) == set(inserted(plan)) else ""
     listed = ", ".join(map(str, layers[:12])) + ", ..." * (len(layers) > 12)

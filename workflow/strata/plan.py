@@ -134,6 +134,21 @@ def _joined(below: tuple[tuple[int, ...], int] | None, above: tuple[tuple[int, .
     return below is not None and above is not None and below[0] == above[0] and below[1] + 1 == above[1]
 
 
+def layers_that_train(plan: Plan, train: str | Sequence[int]) -> tuple[int, ...]:
+    """The layers that `train` names whole: all, new, new+norms (whose norms are apart), seams, or a list."""
+    if not isinstance(train, str):
+        return tuple(train)
+    if train == "seams":
+        return beside_seams(plan)
+    return tuple(range(len(plan.layers))) if train == "all" else inserted(plan)
+
+
+def classes(plan: Plan) -> tuple[str, ...]:
+    """What each layer is to training: `new` where it was inserted, else `seams` beside a seam, else `rest`."""
+    new, beside = set(inserted(plan)), set(beside_seams(plan))
+    return tuple("new" if i in new else "seams" if i in beside else "rest" for i in range(len(plan.layers)))
+
+
 def trace(plan: Plan, parents: Sequence[Plan]) -> Plan:
     """`plan` told in the layers of its parents' parents: a chain of merges as one plan of its bases.
 

@@ -14,7 +14,7 @@ from strata.document import Document, Key
 from strata.errors import ConfigError
 from strata.job import Job
 from strata.lineage import Lineage, taught
-from strata.plan import Plan, beside_seams, identity, inserted
+from strata.plan import Plan, classes, identity, layers_that_train
 from strata.recipe import Recipe
 from strata.schema import Device
 from strata.training import Dpo, Heldout, Pretrain, Rows, Sft
@@ -97,20 +97,11 @@ def trained_variant(
     return Variant(name, (parent.name,), job, plan, lineage, tuple(preparations), learns_from=names)
 
 
-def layers_that_train(train: str | list[int], plan: Plan) -> tuple[int, ...]:
-    """The numbers of the layers that `train` names."""
-    if isinstance(train, list):
-        return tuple(train)
-    if train == "seams":
-        return beside_seams(plan)
-    return tuple(range(len(plan.layers))) if train == "all" else inserted(plan)
-
-
 def _trained(training: Training, plan: Plan | None, shape: Shape) -> int:
     """How many parameters train; every norm of `new+norms` left out, which are few."""
     if plan is None or training.train == "all":
         return shape.parameters
-    layers = len(layers_that_train(training.train, plan))
+    layers = len(layers_that_train(plan, training.train))
     return (shape.parameters - (shape.outside or 0)) * layers // shape.layers
 
 
@@ -164,26 +155,26 @@ def _check_layers(training: Training, plan: Plan | None, count: int, place: Plac
                 raise place.error("no such layer", "train", number, expected=expected, got=layer)
     if plan is None:
         return
-    if isinstance(training.train, str) and not layers_that_train(training.train, plan):
+    if isinstance(training.train, str) and not layers_that_train(plan, training.train):
         lacks = "seams" if training.train == "seams" else "inserted layers"
         raise place.error(f"the parent has no {lacks}", "train", expected="all, or layer numbers", got=training.train)
     multipliers = training.multipliers.normal()
     if not multipliers:
         return
-    classes = _classes(training.train, plan)
-    for key in sorted(multipliers.keys() - classes):
-        expected = ", ".join(sorted(classes))
+    present = _classes(training.train, plan)
+    for key in sorted(multipliers.keys() - present):
+        expected = ", ".join(sorted(present))
         raise place.error(f"no layer that trains is of the class `{key}`", "multipliers", key, expected=expected)
-    if all(multipliers.get(key) == 0 for key in classes):
+    if all(multipliers.get(key) == 0 for key in present):
         raise place.error("nothing would train", "multipliers", expected="one above 0")
 
 
 def _classes(train: str | list[int], plan: Plan) -> set[str]:
     """The classes of `multipliers` that the tensors which train are of."""
-    new, beside = set(inserted(plan)), set(beside_seams(plan))
     whole = train in ("all", "new+norms")  # every layer has a norm
-    layers = range(len(plan.layers)) if whole else layers_that_train(train, plan)
-    return {"new" if i in new else "seams" if i in beside else "rest" for i in layers} | ({"rest"} if whole else set())
+    found = classes(plan)
+    layers = range(len(found)) if whole else layers_that_train(plan, train)
+    return {found[layer] for layer in layers} | ({"rest"} if whole else set())
 
 
 def _check_recovery(parent: Variant, recovered: Variant, place: Place) -> None:

@@ -20,6 +20,7 @@ from strata.plan import Plan
 from strata.recipe import TRAINING, Recipe
 from strata.restack import draft
 from strata.store import Object
+from strata.train import snapshots
 from strata.train.state import home
 from strata.variant import Variant
 
@@ -62,8 +63,8 @@ def state(root: Path, job: Job) -> str:
 
 def stopped_at(root: Path, id: str) -> int | None:
     """The step of the newest snapshot of a run that has not ended; None where there is none."""
-    names = (path.name.removeprefix("step-") for path in (home(root, id) / "snapshots").glob("step-*"))
-    return max((int(name) for name in names if name.isdigit()), default=None)
+    found = snapshots.names(home(root, id) / "snapshots")
+    return int(found[0].name.removeprefix("step-")) if found else None
 
 
 def listing(root: Path, experiment: Experiment) -> str:

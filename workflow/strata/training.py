@@ -15,8 +15,16 @@ Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=1e6)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Nats = Annotated[float, Field(ge=0, le=1e6)]
-Schedule = Literal["wsd", "cosine", "linear"]
-Template = Literal["alpaca", "solar", "own"]
+Peak = Annotated[Rate, Field(description="at its peak")]
+Schedule = Annotated[
+    Literal["wsd", "cosine", "linear"], Field(description="warmup-stable-decay, cosine or linear, down to `floor`")
+]
+Warmup = Annotated[Share, Field(description="share of the run in which the rate rises to its peak")]
+WeightDecay = Annotated[Nats, Field(description="of AdamW; on matrices of layers alone")]
+Template = Annotated[
+    Literal["alpaca", "solar", "own"],
+    Field(description="how prompt and answer are put together; `own`: by the chat template that the parent has"),
+]
 DECAY = 0.2  # of a run with `wsd`, where the config does not say
 
 
@@ -71,14 +79,14 @@ class Training(Model):
     micro_batch: Positive | None = Field(
         default=None, description="samples that go through the model at once, which bounds the memory; default: `batch`"
     )
-    learning_rate: Rate = Field(description="at its peak")
-    schedule: Schedule = Field(description="warmup-stable-decay, cosine or linear, down to `floor`")
-    warmup: Share = Field(description="share of the run in which the rate rises to its peak")
+    learning_rate: Peak
+    schedule: Schedule
+    warmup: Warmup
     decay: Share | None = Field(
         default=None, description=f"with `wsd`: share of the run in which the rate falls; default {DECAY}"
     )
     floor: Share = Field(default=0.0, description="the rate at the end, as a share of its peak")
-    weight_decay: Nats = Field(description="of AdamW; on matrices of layers alone")
+    weight_decay: WeightDecay
     betas: Annotated[list[Momentum], Field(min_length=2, max_length=2)] = Field(
         default=[0.9, 0.95], description="of AdamW"
     )
@@ -137,10 +145,10 @@ class Pretrain(Training):
     )
     stop: Recovery | None = Field(default=None, description="end before the budget")
     batch: Positive = Field(default=8, description="windows of a step, over all processes")
-    learning_rate: Rate = Field(default=2e-4, description="at its peak")
-    schedule: Schedule = Field(default="wsd", description="warmup-stable-decay, cosine or linear, down to `floor`")
-    warmup: Share = Field(default=0.05, description="share of the run in which the rate rises to its peak")
-    weight_decay: Nats = Field(default=0.1, description="of AdamW; on matrices of layers alone")
+    learning_rate: Peak = 2e-4
+    schedule: Schedule = "wsd"
+    warmup: Warmup = 0.05
+    weight_decay: WeightDecay = 0.1
 
 
 class Sft(Training):
@@ -150,9 +158,7 @@ class Sft(Training):
     samples = "rows"
 
     data: list[AnyRows] = Field(min_length=1, description="sources of instructions")
-    template: Template = Field(
-        description="how prompt and answer are put together; `own`: by the chat template that the parent has"
-    )
+    template: Template
     epochs: Positive = Field(default=3, description="how often every row is learnt")
     heldout: Heldout | None = Field(default=None, description="what the held-out loss is measured on")
     every: Positive | None = Field(
@@ -160,10 +166,10 @@ class Sft(Training):
         description="tokens (steps * batch * length) between two measurements; default: a tenth of the run",
     )
     batch: Positive = Field(default=32, description="packed rows of a step, over all processes")
-    learning_rate: Rate = Field(default=2e-5, description="at its peak")
-    schedule: Schedule = Field(default="cosine", description="warmup-stable-decay, cosine or linear, down to `floor`")
-    warmup: Share = Field(default=0.03, description="share of the run in which the rate rises to its peak")
-    weight_decay: Nats = Field(default=0.0, description="of AdamW; on matrices of layers alone")
+    learning_rate: Peak = 2e-5
+    schedule: Schedule = "cosine"
+    warmup: Warmup = 0.03
+    weight_decay: WeightDecay = 0.0
 
 
 class Dpo(Training):
@@ -173,16 +179,14 @@ class Dpo(Training):
     samples = "pairs"
 
     data: list[AnyRows] = Field(min_length=1, description="sources of preferences")
-    template: Template = Field(
-        description="how prompt and answer are put together; `own`: by the chat template that the parent has"
-    )
+    template: Template
     epochs: Positive = Field(default=1, description="how often every pair is learnt")
     beta: Rate = Field(default=0.1, description="how strongly the model is held to its reference")
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
         default=0.0, description="share of pairs taken to be the wrong way round"
     )
     batch: Positive = Field(default=32, description="pairs of a step, over all processes")
-    learning_rate: Rate = Field(default=5e-7, description="at its peak")
-    schedule: Schedule = Field(default="linear", description="warmup-stable-decay, cosine or linear, down to `floor`")
-    warmup: Share = Field(default=0.1, description="share of the run in which the rate rises to its peak")
-    weight_decay: Nats = Field(default=0.0, description="of AdamW; on matrices of layers alone")
+    learning_rate: Peak = 5e-7
+    schedule: Schedule = "linear"
+    warmup: Warmup = 0.1
+    weight_decay: WeightDecay = 0.0

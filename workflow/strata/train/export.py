@@ -56,8 +56,9 @@ def export(folder: Path | None, made: Draft, learner: Learner, ranks: Ranks) -> 
         if not _trained(header, learner):
             continue
         values: dict[str, Any] = {}
+        changed = _changed(header, made, learner)
         for name, parameter in learner.parameters.items():
-            if learner.stored[name][0] in _changed(header, made, learner):
+            if learner.stored[name][0] in changed:
                 full = whole(parameter.detach())
                 if folder is not None:
                     values |= _bytes(learner, name, full, header)

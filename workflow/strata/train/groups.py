@@ -8,7 +8,7 @@ from typing import Any
 from strata import families
 from strata.errors import ConfigError
 from strata.families import Family, Shape
-from strata.plan import Plan, beside_seams, inserted, seams
+from strata.plan import Plan, classes, inserted, layers_that_train, seams
 
 
 def trainable(
@@ -26,11 +26,9 @@ def trainable(
         ConfigError: nothing would train; a layer is out of range; or a multiplier is for a class of which `train` has
             no tensor.
     """
-    new = frozenset(inserted(plan))
-    beside = frozenset(beside_seams(plan))
+    found = classes(plan)
     chosen = {
-        name: "new" if layer in new else "seams" if layer in beside else "rest"
-        for name, layer in _chosen(config, train, _layers(plan, train, new, beside))
+        name: "rest" if layer is None else found[layer] for name, layer in _chosen(config, train, _layers(plan, train))
     }
     for group in sorted(multipliers.keys() - set(chosen.values())):
         raise ConfigError(
@@ -52,12 +50,9 @@ def decays(name: str, shape: Shape, family: Family) -> bool:
     return len(shape) >= 2 and families.part_of(family, name) is None
 
 
-def _layers(plan: Plan, train: str | Sequence[int], new: Set[int], beside: Set[int]) -> Set[int]:
-    """The layers that `train` names whole."""
-    n = len(plan.layers)
-    if train == "all":
-        return frozenset(range(n))
-    named = {"new": new, "new+norms": new, "seams": beside}[train] if isinstance(train, str) else frozenset(train)
+def _layers(plan: Plan, train: str | Sequence[int]) -> Set[int]:
+    """The layers that `train` names whole, which there must be."""
+    n, named = len(plan.layers), frozenset(layers_that_train(plan, train))
     if wrong := sorted(named - set(range(n))):
         raise ConfigError("a layer is out of range", where="train", expected=f"0 to {n - 1}", got=wrong[0])
     if not named:

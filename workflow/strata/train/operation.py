@@ -22,8 +22,8 @@ from strata.errors import TrainingError
 from strata.loading import check_device, check_length, load_model
 from strata.plan import Plan
 from strata.recipe import Recipe, canonical
-from strata.store import Built, Object, file_sha256
-from strata.tokens import TEMPLATE, Tokens, open_tokens, shared
+from strata.store import Built, Object
+from strata.tokens import TEMPLATE, Tokens, open_tokens, shared, tokenizer_of
 from strata.train import flops, snapshots
 from strata.train.batch import Batch
 from strata.train.export import export, plan_export
@@ -82,7 +82,7 @@ def _build(root: Path, recipe: Recipe, folder: Path | None, ranks: Ranks, stop: 
     tokens = [open_tokens(found) if found.recipe.operation == "tokenize" else None for found in sources]
     check_length(parent, parameters["length"], "`length`")
     opened = open_checkpoint(parent)
-    _check_tokenizers(opened, [part for part in tokens if part])
+    _check_tokenizers(parent, [part for part in tokens if part])
     _check_apart(parameters, sources)
     task = _task(recipe, sources, tokens, parent)
     made_from = {"recipe": recipe.id, "inputs": {found.id: found.digest for found in (parent, *sources)}}
@@ -134,9 +134,9 @@ def _check_ranks(parameters: Mapping[str, Any], ranks: Ranks) -> None:
         )  # fmt: skip
 
 
-def _check_tokenizers(opened: Checkpoint, tokens: Sequence[Tokens]) -> None:
+def _check_tokenizers(parent: Object, tokens: Sequence[Tokens]) -> None:
     """Raise TrainingError for data that another tokenizer has made: its numbers mean other words."""
-    own = file_sha256(opened.path / "tokenizer.json")
+    own = tokenizer_of(parent)
     for part in tokens:
         if part.tokenizer != own:
             raise TrainingError(

@@ -13,7 +13,6 @@ from strata.recipe import Recipe
 from strata.store import Built, Object
 from strata.tokens import open_tokens
 
-LOGPS = "logps.npy"
 _PAIRS = 4  # that go through the model at once
 
 
@@ -33,7 +32,7 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
 
     from strata.train.data import Pairs
     from strata.train.objectives import answer_logps
-    from strata.train.task import predict
+    from strata.train.task import LOGPS, predict
 
     checkpoint = store.require(root, recipe.parents[0], verify)
     sources = [open_tokens(store.require(root, id, store.verify)) for id in recipe.sources]

@@ -16,6 +16,7 @@ from strata.train.data import Mixture, Pairs, Rows, evenly, whole_steps, windows
 from strata.train.objectives import FIRST_LOSS, answer_logps, language_loss, preference_loss
 from strata.train.parallel import Ranks
 
+LOGPS = "logps.npy"  # of a reference: (P, 2), chosen and rejected
 Loss = tuple[Any, dict[str, Any]]  # a sum that can be differentiated, and more sums to report
 
 
@@ -69,9 +70,9 @@ def preferring(tokens: Sequence[Tokens], reference: Object, parameters: Mapping[
     import numpy as np
 
     pairs = Pairs([tokens[source] for source in parameters["data"]], parameters["length"], parameters["seed"])
-    logps_P2 = np.load(reference.path / "logps.npy")
+    logps_P2 = np.load(reference.path / LOGPS)
     if logps_P2.shape != (len(pairs), 2) or not np.isfinite(logps_P2).all():
-        raise store.damaged(reference.id, reference.path, "logps.npy", f"{(len(pairs), 2)} numbers", logps_P2.shape)
+        raise store.damaged(reference.id, reference.path, LOGPS, f"{(len(pairs), 2)} numbers", logps_P2.shape)
 
     def loss(model: Any, batch: Batch, samples: Sequence[int], dtype: str) -> Loss:
         import torch
