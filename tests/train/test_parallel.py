@@ -84,7 +84,7 @@ def test_two_processes_train_what_one_trains(root: Path, tmp_path: Path, train_:
 
 def test_torchrun_may_start_them_too(root: Path) -> None:
     recipe = recipe_of(root)
-    code, error = run(root, recipe, 2, "torchrun", "--nproc-per-node=2")
+    code, error = run(root, recipe, 2, sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2")
     assert code == 0, error
     assert store.find(root, recipe.id) is not None
 
