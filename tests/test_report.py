@@ -197,6 +197,7 @@ TRAINED = """\
   blind: {parent: dus, pretrain: {data: {prose: 1.0}, tokens: 9_600, length: 32, batch: 4}}
 """.replace("<run>", "data: {prose: 1.0}, heldout: {source: verse, tokens: 256}, tokens: 12_800, length: 32, batch: 4")
 LOSSES = {"healed": [3.75, 3.25, 2.9375], "control": [3.0, 2.875, 2.8125, 2.75], "again": [2.9375, 2.8125], "blind": []}
+ROUNDED = {"healed": 0.25, "control": 0.0, "again": 0.875, "blind": 0.5}
 
 
 @pytest.fixture
@@ -236,7 +237,8 @@ def publish_trained(experiment: Experiment, name: str, losses: list[float]) -> N
 
     def train(folder: Path) -> Built:
         (folder / "curve.json").write_text(json.dumps(curve))
-        return Built(facts=parent.facts | {"made_from": {parent.id: parent.digest}})
+        learnt = {"training": {"rounded": ROUNDED[name]}}
+        return Built(facts=parent.facts | learnt | {"made_from": {parent.id: parent.digest}})
 
     checkpoint = store.publish(ROOT, variant.job.recipe, train)
     for job, other in zip(variant.evaluations, above.evaluations, strict=True):
@@ -253,13 +255,13 @@ def publish_trained(experiment: Experiment, name: str, losses: list[float]) -> N
 
 def test_what_training_did_is_in_the_table(trained: Experiment) -> None:
     table = {row["variant"]: row for row in rows()}
-    columns = ("trained_tokens", "heldout_before", "heldout_after", "ended")
+    columns = ("trained_tokens", "heldout_before", "heldout_after", "ended", "rounded")
     assert {name: tuple(row[column] for column in columns) for name, row in table.items()} == {
-        **dict.fromkeys(("base", "dus", "same", "stacked"), ("", "", "", "")),
-        "healed": ("6400", "3.75", "2.9375", "recovered"),
-        "control": ("9600", "3.0", "2.75", "budget"),
-        "again": ("3200", "2.9375", "2.8125", "budget"),
-        "blind": ("9600", "", "", "budget"),
+        **dict.fromkeys(("base", "dus", "same", "stacked"), ("", "", "", "", "")),
+        "healed": ("6400", "3.75", "2.9375", "recovered", "0.25"),
+        "control": ("9600", "3.0", "2.75", "budget", "0.0"),
+        "again": ("3200", "2.9375", "2.8125", "budget", "0.875"),
+        "blind": ("9600", "", "", "budget", "0.5"),
     }
 
 
@@ -269,7 +271,17 @@ def test_markdown_has_the_loss_before_and_after_training(trained: Experiment) ->
     assert head.split(" | ")[5:7] == ["tokens trained", "held-out loss"]
     assert cells["healed"] == ["6,400", "3.750 → 2.938"]
     assert [cell.strip() for cell in cells["dus"] + cells["blind"]] == ["", "", "9,600", ""]
-    assert "recovery curve" in lines[-1]
+    assert "recovery curve" in "".join(lines)
+
+
+def test_a_variant_that_lost_most_of_its_update_to_its_dtype_is_pointed_out(trained: Experiment) -> None:
+    for name in ("scores.md", "report.html"):
+        (told,) = re.findall(r"(\w+): storing it as (\w+) rounded (\d+)%", (ROOT / "report" / name).read_text())
+        assert told == ("again", trained_dtype(trained), "88"), name
+
+
+def trained_dtype(experiment: Experiment) -> str:
+    return str(store.require(ROOT, experiment.variants["again"].job.id).facts["dtype"])
 
 
 def test_the_page_shows_how_each_variant_recovered(trained: Experiment) -> None:

@@ -57,7 +57,7 @@ def test_a_trained_variant_is_shown_in_layers_of_its_parent_with_what_was_learnt
         "parameters": 140, "bytes": 280, "dtype": "bfloat16", "plan": healed.lineage.plan.to_json() if healed.lineage.plan else {},
         "training": {
             "ended": "recovered", "steps": 7, "tokens": 7_168, "trained": 40, "heldout": [3.71234, 3.0656],
-            "left_out": {"too long": 3},
+            "rounded": 0.4321, "left_out": {"too long": 3},
         },
     }  # fmt: skip
     found = SimpleNamespace(facts=facts, digest="0" * 64)
@@ -65,7 +65,8 @@ def test_a_trained_variant_is_shown_in_layers_of_its_parent_with_what_was_learnt
     told = status.description(tmp_path, loaded, "healed")
     assert "0-5  0-5 of dus" in told
     expected = (
-        "7 steps, 7,168 tokens, 40 parameters, held-out loss 3.712 -> 3.066, stopped as recovered, left out: 3 too long"
+        "7 steps, 7,168 tokens, 40 parameters, held-out loss 3.712 -> 3.066, stopped as recovered, "
+        "43.2% of the update rounded away, left out: 3 too long"
     )
     assert expected in told
 

@@ -136,6 +136,22 @@ def test_the_stored_dtype_is_the_parents_or_the_one_that_is_asked_for(root: Path
     )
 
 
+@pytest.mark.parametrize("rate", [1e-6, 1e-3])
+def test_a_run_says_how_much_of_its_update_the_stored_dtype_took_back(root: Path, rate: float) -> None:
+    """Against what the same run keeps in float32: its update, and the update that the bfloat16 checkpoint has."""
+    base = lessons.base(root)
+    data = lessons.text(root, base)
+    settings = {"steps": 3, "learning_rate": rate, "train": [1]}
+    kept = train(root, lessons.pretraining(base, data, stored="float32", **settings))
+    rounded = train(root, lessons.pretraining(base, data, **settings))
+    before, masters, after = weights(base), weights(kept), weights(rounded)
+    moved = sum(float((masters[n].double() - before[n].double()).square().sum()) for n in before)
+    lost = sum(float((masters[n].double() - after[n].double()).square().sum()) for n in before)
+    assert kept.facts["training"]["rounded"] == 0.0
+    assert rounded.facts["training"]["rounded"] == pytest.approx((lost / moved) ** 0.5, rel=1e-6)
+    assert (rounded.facts["training"]["rounded"] > 0.5) == (rate == 1e-6)
+
+
 # What it leaves alone
 
 

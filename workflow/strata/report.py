@@ -54,7 +54,8 @@ class Row:
     """A variant: what it is, and a score for each column.
 
     `plan` counts in layers of `bases`, the variants without parents that it goes back to. `curve` is what training
-    left, None for a variant that was not trained itself.
+    left, and `rounded` how much of its update the `dtype` of the checkpoint took back (as a part of its norm); None for
+    a variant that was not trained itself.
     """
 
     name: str
@@ -68,7 +69,9 @@ class Row:
     bases: tuple[str, ...]
     seams: tuple[int, ...]
     scores: tuple[Score, ...]
+    dtype: str
     curve: Curve | None
+    rounded: float | None
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,7 @@ def _row(
             )
         scores.append(Score(measure(own), None if variant.name == base else difference(own, others)))
     checkpoint = require(variant.job.id)
+    trained = checkpoint.recipe.operation in TRAINING
     layers = trace(require, experiment, variant.name, traced)
     names = list(experiment.variants)
     bases = sorted({parent for layer in layers.layers for parent, _ in layer.sources})
@@ -225,7 +229,9 @@ def _row(
         bases=tuple(names[base] for base in bases),
         seams=plan.seams(layers),
         scores=tuple(scores),
-        curve=read_curve(checkpoint, named) if checkpoint.recipe.operation in TRAINING else None,
+        dtype=checkpoint.facts["dtype"],
+        curve=read_curve(checkpoint, named) if trained else None,
+        rounded=checkpoint.facts["training"]["rounded"] if trained else None,
     )
 
 
@@ -240,7 +246,7 @@ def to_csv(table: Table) -> str:
             "parameters": row.parameters, "seams": len(row.seams),
         }  # fmt: skip
         if table.curves:
-            record |= _trained(row.curve)
+            record |= _trained(row)
         for column, score in zip(table.columns, row.scores, strict=True):
             key = f"{column.suite}/{column.task}/{column.metric}"
             record[key], record[f"{key}/error"] = score.estimate.value, score.estimate.error
@@ -250,13 +256,14 @@ def to_csv(table: Table) -> str:
     return str(pd.DataFrame(records).to_csv(index=False, lineterminator="\n"))
 
 
-def _trained(curve: Curve | None) -> dict[str, object]:
+def _trained(row: Row) -> dict[str, object]:
     """The columns of a variant's training. "" and not None, which pandas would turn whole numbers into floats for."""
-    keys = ("trained_tokens", "heldout_before", "heldout_after", "ended")
+    keys = ("trained_tokens", "heldout_before", "heldout_after", "ended", "rounded")
+    curve = row.curve
     if curve is None:
         return dict.fromkeys(keys, "")
     before, after = (curve.points[0][1], curve.points[-1][1]) if curve.points else ("", "")
-    return dict(zip(keys, (curve.tokens, before, after, curve.ended), strict=True))
+    return dict(zip(keys, (curve.tokens, before, after, curve.ended, row.rounded), strict=True))
 
 
 def to_markdown(table: Table) -> str:
@@ -274,8 +281,10 @@ def to_markdown(table: Table) -> str:
             cells += [number(score.estimate), number(score.delta, signed=True) if score.delta else ""]
         lines.append(cells)
     body = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"{body}\n\n{reading(table)}\n"
+    return "\n\n".join([body, reading(table), *warnings(table)]) + "\n"
 
+
+MOST_ROUNDED = 0.5  # of an update's norm: with more, what is scored is nearer to the parent than to what was trained
 
 READING = (
     "± is one standard error over documents. Differences are paired, document by document and question by question. "
@@ -291,6 +300,16 @@ TRAINED = (
 def reading(table: Table) -> str:
     """How to read the table, as far as its columns go."""
     return READING + TRAINED * bool(table.curves)
+
+
+def warnings(table: Table) -> list[str]:
+    """What a reader must not overlook: trained variants whose checkpoints hardly hold what was learnt."""
+    return [
+        f"{row.name}: storing it as {row.dtype} rounded {row.rounded:.0%} of its update away, so that its scores are "
+        "closer to its parent's than its held-out loss says. `stored: float32` keeps the update."
+        for row in table.rows
+        if row.rounded is not None and row.rounded > MOST_ROUNDED
+    ]
 
 
 def change(curve: Curve) -> str:
@@ -322,6 +341,7 @@ def to_html(table: Table, experiment: Experiment) -> str:
         suites=experiment.suites,
         device=experiment.device,
         reading=reading(table),
+        warnings=warnings(table),
         recovery=[
             charts.recovery(_title(experiment, heldout), curves) for heldout, curves in comparable(table.curves).items()
         ],

@@ -149,6 +149,7 @@ def _trained(facts: dict[str, Any]) -> str:
     if facts["heldout"]:
         told += ", held-out loss " + " -> ".join(f"{loss:.3f}" for loss in facts["heldout"])
     told += ", stopped as recovered" if facts["ended"] == "recovered" else ""
+    told += f", {facts['rounded']:.1%} of the update rounded away" if facts["rounded"] else ""
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in facts["left_out"].items())
     return told + (f", left out: {left_out}" if left_out else "")
 

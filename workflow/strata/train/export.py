@@ -1,11 +1,14 @@
 """Export: a trained model as the files of a canonical checkpoint. What did not train is the parent's, bit for bit.
 
-A shard of which nothing trained is the parent's file; in the others, what is frozen is copied from it.
+A shard of which nothing trained is the parent's file; in the others, what is frozen is copied from it. What a narrow
+dtype rounds off of the masters is measured: a weight that moved by less than the dtype can tell is the parent's again.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,23 @@ from strata.recipe import digest
 from strata.restack import Draft, draft, write
 from strata.tensors import Header, copy_range, write_at
 from strata.train.learner import Learner
-from strata.train.parallel import Ranks, whole
+from strata.train.parallel import whole
+
+
+@dataclass
+class Update:
+    """What training changed: sums of squares, over the tensors that trained, of its move and of what rounding took."""
+
+    moved: float = 0.0
+    lost: float = 0.0
+
+    @property
+    def rounded(self) -> float:
+        """The norm of what rounding took over the norm of the move: 0 keeps all, 1 brings the parent back.
+
+        Never over 1 where the parent has the same dtype: its weight is a candidate for the nearest one.
+        """
+        return math.sqrt(self.lost / self.moved) if self.moved else 0.0
 
 
 def plan_export(opened: Checkpoint, learner: Learner, dtype: str | None) -> Draft:
@@ -40,8 +59,8 @@ def plan_export(opened: Checkpoint, learner: Learner, dtype: str | None) -> Draf
     return made
 
 
-def export(folder: Path | None, made: Draft, learner: Learner, ranks: Ranks) -> dict[str, str]:
-    """Write the files of a trained model. Returns each tensor's sha256.
+def export(folder: Path | None, made: Draft, learner: Learner) -> tuple[dict[str, str], Update]:
+    """Write the files of a trained model. Returns each tensor's sha256, and what became of the update.
 
     Every rank calls it; the first has the `folder` and writes.
 
@@ -49,6 +68,7 @@ def export(folder: Path | None, made: Draft, learner: Learner, ranks: Ranks) -> 
         TrainingError: a trained tensor is not finite in the dtype that it is stored in.
     """
     sha256: dict[str, str] = {}
+    update = Update()
     if folder is not None:
         idle = [file for file, header in made.shards.items() if not _trained(header, learner)]
         sha256 |= write(folder, made, "export", files=idle)[0]
@@ -61,10 +81,10 @@ def export(folder: Path | None, made: Draft, learner: Learner, ranks: Ranks) -> 
             if learner.stored[name][0] in changed:
                 full = whole(parameter.detach())
                 if folder is not None:
-                    values |= _bytes(learner, name, full, header)
+                    values |= _bytes(learner, name, full, made.parents[0], header, update)
         if folder is not None:
             sha256 |= _write(folder / file, header, values, made)
-    return sha256
+    return sha256, update
 
 
 def _trained(header: Header, learner: Learner) -> bool:
@@ -77,22 +97,46 @@ def _changed(header: Header, made: Draft, learner: Learner) -> set[str]:
     return {t.name for t in header.tensors if t.name in learner.learnt or t.dtype != before[t.name].tensor.dtype}
 
 
-def _bytes(learner: Learner, name: str, parameter: Any, header: Header) -> dict[str, Any]:
-    """What a file holds of a parameter: its bytes by tensor, in the dtype of the file."""
+def _bytes(
+    learner: Learner, name: str, parameter: Any, parent: Checkpoint, header: Header, update: Update
+) -> dict[str, Any]:
+    """What a file holds of a parameter: its bytes by tensor, in the dtype of the file. Adds to the `update`."""
     import torch
     from transformers.core_model_loading import revert_weight_conversion
 
     dtypes = {tensor.name: DTYPES[tensor.dtype] for tensor in header.tensors}
     found = {}
-    for tensor, value in revert_weight_conversion(learner.model, {name: parameter.cpu()}).items():
-        value = value.to(getattr(torch, dtypes[tensor])).contiguous()
+    for tensor, master in revert_weight_conversion(learner.model, {name: parameter.cpu()}).items():
+        value = master.to(getattr(torch, dtypes[tensor])).contiguous()
         if not value.isfinite().all():
             raise TrainingError(
                 "a trained weight is not finite", where=tensor, expected=f"numbers of {dtypes[tensor]}",
                 todo="lower the learning rate",
             )  # fmt: skip
+        if tensor in learner.learnt:
+            update.moved += _distance(master, _read(parent, tensor))
+            update.lost += _distance(master, value)
         found[tensor] = value.view(torch.uint8).numpy()
     return found
+
+
+def _distance(master: Any, other: Any) -> float:
+    """The squared norm of a difference."""
+    import torch
+
+    return float(torch.linalg.vector_norm(master - other.to(master.dtype), dtype=torch.float64)) ** 2
+
+
+def _read(parent: Checkpoint, name: str) -> Any:
+    """A stored tensor."""
+    import torch
+
+    stored = parent.tensors[name]
+    with (parent.path / stored.file).open("rb") as stream:
+        stream.seek(stored.tensor.begin)
+        data = bytearray(stream.read(stored.tensor.end - stored.tensor.begin))
+    dtype = getattr(torch, DTYPES[stored.tensor.dtype])
+    return torch.frombuffer(data, dtype=dtype).reshape(stored.tensor.shape)
 
 
 def _write(file: Path, header: Header, values: Mapping[str, Any], made: Draft) -> dict[str, str]:

@@ -26,7 +26,7 @@ from strata.store import Built, Object
 from strata.tokens import TEMPLATE, Tokens, open_tokens, shared, tokenizer_of
 from strata.train import flops, snapshots
 from strata.train.batch import Batch
-from strata.train.export import export, plan_export
+from strata.train.export import Update, export, plan_export
 from strata.train.journal import Journal
 from strata.train.learner import Learner, make_learner
 from strata.train.loop import Run
@@ -114,7 +114,7 @@ def _build(root: Path, recipe: Recipe, folder: Path | None, ranks: Ranks, stop: 
     finally:
         if run.journal is not None:
             run.journal.close()
-    sha256 = export(folder, made, learner, ranks)
+    sha256, update = export(folder, made, learner)
     if folder is None:
         return Built()
     curve = state.curve(recovered.id if recovered else None, task.counts)
@@ -123,7 +123,7 @@ def _build(root: Path, recipe: Recipe, folder: Path | None, ranks: Ranks, stop: 
     plan = Plan.from_json(parent.facts["plan"])
     built = finish(folder, made.config, made.shards, sha256, plan, [parent, *sources])
     learnt = [sources[number].facts for number in _learnt(parameters)]
-    return replace(built, facts=built.facts | {"training": _summary(curve, state, learner, learnt)})
+    return replace(built, facts=built.facts | {"training": _summary(curve, state, learner, learnt, update)})
 
 
 def _check_ranks(parameters: Mapping[str, Any], ranks: Ranks) -> None:
@@ -225,7 +225,7 @@ def _last(folder: Path) -> str:
 
 
 def _summary(
-    curve: Mapping[str, Any], state: State, learner: Learner, learnt: Sequence[Mapping[str, Any]]
+    curve: Mapping[str, Any], state: State, learner: Learner, learnt: Sequence[Mapping[str, Any]], update: Update
 ) -> dict[str, Any]:
     """What a manifest tells of the run. `learnt` are the facts of the tokens that it learnt from."""
     left_out = Counter[str](curve["data"]["dropped"])
@@ -239,5 +239,6 @@ def _summary(
         "targets": state.targets,
         "heldout": [losses[0], losses[-1]] if losses else None,
         "trained": sum(parameter.numel() for parameter in learner.trained.values()),
+        "rounded": update.rounded,
         "left_out": {reason: count for reason, count in sorted(left_out.items()) if count},
     }
