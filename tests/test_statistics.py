@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from strata.errors import EvaluationError
-from strata.statistics import Samples, chance, difference, measure, score
+from strata.statistics import Samples, chance, measure, score
 
 
 def text(bits: list[float], sizes: list[int]) -> Samples:
@@ -76,31 +76,6 @@ def test_likelihoods_are_taken_per_character() -> None:
         "loglikelihoods": [-4.0, -8.0],
     }
     assert measure(Samples("continuation", [item, {**item, "id": "e/0"}])).value == 1.0
-
-
-def test_a_constant_difference_has_no_error_although_the_scores_have() -> None:
-    low, high = text([10, 30, 20], [10, 10, 10]), text([15, 35, 25], [10, 10, 10])
-    delta = difference(high, low)
-    assert delta.value == pytest.approx(0.5)
-    assert delta.error == pytest.approx(0, abs=1e-9)
-    assert measure(low).error > 0.3
-
-
-def test_a_paired_difference_of_hits() -> None:
-    delta = difference(choice([1, 1, 0, 1]), choice([1, 0, 0, 0]))
-    assert delta.value == 0.5
-    assert delta.error == pytest.approx(np.std([0, 1, 0, 1], ddof=1) / 2)
-
-
-def test_a_model_does_not_differ_from_itself() -> None:
-    assert (difference(text([3, 4], [1, 2]), text([3, 4], [1, 2])).value, chance(text([3, 4], [1, 2]))) == (0, None)
-
-
-def test_other_items_are_not_compared() -> None:
-    other = choice([1, 0])
-    other.items[0]["id"] = "x"
-    with pytest.raises(EvaluationError, match="different items"):
-        difference(choice([1, 0]), other)
 
 
 def test_a_score_names_its_metric_and_items() -> None:

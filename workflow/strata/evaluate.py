@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from strata.checkpoint import verify
 from strata.errors import EvaluationError
 from strata.items import beginning, continuations, read_documents
 from strata.loading import check_device, check_length, check_loaded
-from strata.progress import bar
 from strata.recipe import KINDS, Recipe, canonical, digest, kind_of
+from strata.score.answers import Answers
 from strata.sources import FILES
 from strata.statistics import Samples, score
 from strata.store import Built, Object
@@ -33,7 +34,14 @@ def evaluate(root: Path, recipe: Recipe) -> Object:
         StoreError: the checkpoint or the data is missing or damaged.
         EvaluationError: the loaded model is not the checkpoint, or a score cannot be recomputed from its samples.
     """
-    return store.publish(root, recipe, lambda folder: _build(root, recipe, folder))
+    done = store.publish(root, recipe, lambda folder: _build(root, recipe, folder))
+    shutil.rmtree(_answers(root, recipe), ignore_errors=True)
+    return done
+
+
+def _answers(root: Path, recipe: Recipe) -> Path:
+    """Where a model's answers are kept while it is evaluated, outside what a failed job loses."""
+    return root / "answers" / recipe.id
 
 
 def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
@@ -46,7 +54,8 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
         _check_unseen(root, name, task, recipe.sources)
     tasks = {name: _documents(root, task) for name, task in recipe.parameters["tasks"].items()}
     check_length(checkpoint, recipe.parameters["numerics"]["max_length"], "`numerics.max_length` of the suite")
-    results = _run(checkpoint, recipe.parameters, tasks)
+    answers = Answers(_answers(root, recipe), checkpoint.digest)
+    results = _run(checkpoint, recipe.parameters, tasks, answers)
     scores: dict[str, Any] = {}
     for name, task in recipe.parameters["tasks"].items():
         rows = sorted(results["samples"][name], key=lambda row: int(row["doc_id"]))
@@ -94,7 +103,9 @@ def _documents(root: Path, task: Mapping[str, Any]) -> list[dict[str, Any]]:
     )
 
 
-def _run(checkpoint: Object, parameters: Mapping[str, Any], documents: dict[str, list[dict[str, Any]]]) -> Any:
+def _run(
+    checkpoint: Object, parameters: Mapping[str, Any], documents: dict[str, list[dict[str, Any]]], answers: Answers
+) -> Any:
     """lm-eval's results for these documents, with samples."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -108,7 +119,7 @@ def _run(checkpoint: Object, parameters: Mapping[str, Any], documents: dict[str,
     check_device(parameters["device"])
     transformers.set_seed(numerics["seed"])  # Python, numpy and torch
     torch.use_deterministic_algorithms(True, warn_only=True)
-    model = _load(checkpoint, numerics, parameters["device"])
+    model = _load(checkpoint, numerics, parameters["device"], answers)
     tasks = {}
     for name, task in parameters["tasks"].items():
         data = datasets.DatasetDict({"test": datasets.Dataset.from_list(documents[name])})
@@ -122,38 +133,10 @@ def _run(checkpoint: Object, parameters: Mapping[str, Any], documents: dict[str,
     return results
 
 
-def _load(checkpoint: Object, numerics: Mapping[str, Any], device: str) -> Any:
-    from lm_eval.models.huggingface import HFLM
+def _load(checkpoint: Object, numerics: Mapping[str, Any], device: str, answers: Answers) -> Any:
+    from strata.score.scorer import Scorer
 
-    class Model(HFLM):  # type: ignore[misc]
-        """HFLM with our progress bar: it counts the tokens of forward passes."""
-
-        bar: Any = None
-
-        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            total = sum(len(self.tok_encode(request.args[0])) for request in requests)
-            with bar(f"{checkpoint.id[:14]} text", total, "tok") as self.bar:
-                result = super().loglikelihood_rolling(requests, True)
-            self.bar = None
-            return result
-
-        def _loglikelihood_tokens(
-            self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
-        ) -> Any:
-            if self.bar is not None:  # called by the rolling one
-                return super()._loglikelihood_tokens(requests, True, override_bs)
-            total = sum(len(context) + len(continuation) - 1 for _, context, continuation in requests)
-            with bar(f"{checkpoint.id[:14]} choices", total, "tok") as self.bar:
-                result = super()._loglikelihood_tokens(requests, True, override_bs)
-            self.bar = None
-            return result
-
-        def _model_call(self, inps: Any, *args: Any, **options: Any) -> Any:
-            logits = super()._model_call(inps, *args, **options)
-            self.bar.update(inps.numel())
-            return logits
-
-    model = Model(
+    model = Scorer(
         pretrained=str(checkpoint.path),
         dtype=numerics["dtype"],
         softmax_dtype="float32",
@@ -163,6 +146,8 @@ def _load(checkpoint: Object, numerics: Mapping[str, Any], device: str) -> Any:
         add_bos_token=numerics["add_bos_token"],
         trust_remote_code=False,
         use_safetensors=True,
+        answers=answers,
+        name=checkpoint.id[:14],
     )
     check_loaded(checkpoint, model.model)
     return model

@@ -68,29 +68,7 @@ def measure(samples: Samples) -> Estimate:
     """
     if len(set(samples.documents)) < 2:
         raise EvaluationError("no error can be given", expected="2 documents or more", got=len(set(samples.documents)))
-    if samples.kind == "bits_per_byte":
-        bits, sizes = _bits(samples)
-        return Estimate(float(bits.sum() / sizes.sum()), _spread(_resampled(bits, sizes)))
-    hits = _hits(samples)
-    return Estimate(float(hits.mean()), _clustered_error(hits, samples))
-
-
-def difference(samples: Samples, base: Samples) -> Estimate:
-    """Score minus the base's score, paired by item, with the standard error of that difference.
-
-    Raises:
-        EvaluationError: the two did not answer the same items.
-    """
-    if samples.kind != base.kind or samples.ids != base.ids:
-        raise EvaluationError(
-            "two evaluations of different items cannot be compared", expected=base.kind, got=samples.kind
-        )
-    if samples.kind == "bits_per_byte":
-        (bits, sizes), (base_bits, base_sizes) = _bits(samples), _bits(base)
-        value = float(bits.sum() / sizes.sum() - base_bits.sum() / base_sizes.sum())
-        return Estimate(value, _spread(_resampled(bits, sizes) - _resampled(base_bits, base_sizes)))
-    gains = _hits(samples) - _hits(base)
-    return Estimate(float(gains.mean()), _clustered_error(gains, samples))
+    return estimate(*outcomes(samples), samples.documents)
 
 
 def chance(samples: Samples) -> float | None:
@@ -100,31 +78,39 @@ def chance(samples: Samples) -> float | None:
     return float(np.mean([1 / len(item["choices"]) for item in samples.items]))
 
 
-def _bits(samples: Samples) -> tuple[Floats, Floats]:
-    """Bits and bytes of each document, (D,) each."""
-    loglikelihoods = np.array([item["loglikelihood"] for item in samples.items])
-    return -loglikelihoods / math.log(2), np.array([float(item["bytes"]) for item in samples.items])
+def outcomes(samples: Samples) -> tuple[Floats, Floats]:
+    """What each item adds to the score, and what the sum is divided by, (N,) each: bits and bytes of a document; one
+    for an answer that is right, and one."""
+    if samples.kind == "bits_per_byte":
+        bits = np.array([item["loglikelihood"] for item in samples.items]) / -math.log(2)
+        return bits, np.array([float(item["bytes"]) for item in samples.items])
+    hits = np.array([_chosen(item) == item["answer"] for item in samples.items], np.float64)
+    return hits, np.ones_like(hits)
 
 
-def _hits(samples: Samples) -> Floats:
-    """(N,) ones where the true choice has the highest log-likelihood per character (lm-eval's acc_norm)."""
-    best = [int(np.argmax(np.array(i["loglikelihoods"]) / np.array(i["characters"], float))) for i in samples.items]
-    return np.array([float(choice == item["answer"]) for choice, item in zip(best, samples.items, strict=True)])
+def _chosen(item: dict[str, Any]) -> int:
+    """The choice with the highest log-likelihood per character (lm-eval's acc_norm)."""
+    return int(np.argmax(np.array(item["loglikelihoods"]) / np.array(item["characters"], float)))
 
 
-def _resampled(bits: Floats, sizes: Floats) -> Floats:
-    """(R,) bits per byte of bootstrap samples of documents; the same draws for every model of a suite."""
-    draws = np.random.Generator(np.random.PCG64(SEED)).integers(0, len(bits), (RESAMPLES, len(bits)))  # (R, D)
-    return np.asarray(bits[draws].sum(1) / sizes[draws].sum(1))
+def estimate(values: Floats, sizes: Floats, documents: list[str]) -> Estimate:
+    """sum(values) / sum(sizes) over items (N,), and its standard error over the documents that they are about.
+
+    A ratio has that of a bootstrap of documents; a mean the closed form for clusters.
+    """
+    if (sizes == 1).all():
+        return Estimate(float(values.mean()), _clustered_error(values, documents))
+    return Estimate(float(values.sum() / sizes.sum()), float(_resampled(values, sizes).std(ddof=1)))
 
 
-def _spread(values: Floats) -> float:
-    return float(values.std(ddof=1))
+def _resampled(values: Floats, sizes: Floats) -> Floats:
+    """(R,) ratios of bootstrap samples of documents; the same draws for every model of a suite."""
+    draws = np.random.Generator(np.random.PCG64(SEED)).integers(0, len(values), (RESAMPLES, len(values)))  # (R, D)
+    return np.asarray(values[draws].sum(1) / sizes[draws].sum(1))
 
 
-def _clustered_error(values: Floats, samples: Samples) -> float:
+def _clustered_error(values: Floats, documents: list[str]) -> float:
     """Standard error of the mean of `values`, (N,), when those of one document are not independent."""
-    names = samples.documents
-    rest = values - values.mean()
-    sums = np.array([rest[[n == name for n in names]].sum() for name in dict.fromkeys(names)])  # (D,)
+    _, place = np.unique(documents, return_inverse=True)
+    sums = np.bincount(place, values - values.mean())  # (D,)
     return float(math.sqrt((sums**2).sum() * len(sums) / (len(sums) - 1)) / len(values))
