@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
-
 from errorbars.compare import paired_compare
 from errorbars.leaderboard import holm_correction
+
 from strata.comparison import average, compare, holm, mcnemar, student_p, student_quantile
 from strata.errors import EvaluationError
 from strata.statistics import Samples, measure

@@ -17,6 +17,7 @@ from strata import evaluate, store
 from strata.errors import EvaluationError
 from strata.experiment import Experiment, load
 from strata.recipe import Recipe
+from strata.score.answers import Answers
 from strata.sources import fetch
 from strata.tokens import PASSAGE, tokenize
 
@@ -101,7 +102,8 @@ def test_a_model_that_loads_with_another_depth_is_refused(experiment: Experiment
     config.chmod(0o644)
     config.write_text(json.dumps({**read_json(config), "num_hidden_layers": 4}))
     with pytest.raises(EvaluationError, match="not the checkpoint") as caught:
-        evaluate._load(checkpoint, variant.evaluations[0].recipe.parameters["numerics"], "cpu")
+        numerics = variant.evaluations[0].recipe.parameters["numerics"]
+        evaluate._load(checkpoint, numerics, "cpu", Answers(Path("answers"), checkpoint.digest))
     assert "6 layers" in str(caught.value)
     assert "got:      4 layers" in str(caught.value)
 

@@ -50,9 +50,7 @@ def choices() -> list[Instance]:
 
 
 def texts() -> list[Instance]:
-    return [
-        Instance("loglikelihood_rolling", {}, ("walking on, " * n,), 0, ("text", n, 1)) for n in (1, 9, 30)
-    ]
+    return [Instance("loglikelihood_rolling", {}, ("walking on, " * n,), 0, ("text", n, 1)) for n in (1, 9, 30)]
 
 
 def positions(family: str) -> int:
@@ -68,9 +66,13 @@ def test_every_loglikelihood_is_stock_lm_evals(tmp_path: Path, family: str, chan
     found = mine.loglikelihood(choices())
     assert [one[0] for one in found] == pytest.approx([one[0] for one in expected], abs=1e-4)
     assert [one[1] for one in found] == [one[1] for one in expected]
-    assert engine.can_share(mine.model.config, positions(family)) == ("sliding_window" not in models.SMALL[family] or bool(changes))
+    assert engine.can_share(mine.model.config, positions(family)) == (
+        "sliding_window" not in models.SMALL[family] or bool(changes)
+    )
     assert mine.loglikelihood_rolling(texts()) == pytest.approx(
-        stock.loglikelihood_rolling(texts(), disable_tqdm=True), abs=1e-4, rel=5e-7  # it sums in float32
+        stock.loglikelihood_rolling(texts(), disable_tqdm=True),
+        abs=1e-4,
+        rel=5e-7,  # it sums in float32
     )
 
 
@@ -119,7 +121,7 @@ def test_an_evaluation_that_was_stopped_goes_on_and_ends_bit_for_bit_as_one_that
         with pytest.raises(KeyboardInterrupt):
             ours(folder).loglikelihood(choices())
     with (tmp_path / "answers" / "0.jsonl").open("ab") as file:
-        file.write(b'[[3,-1.0,')  # cut short
+        file.write(b"[[3,-1.0,")  # cut short
     assert ours(folder).loglikelihood(choices()) == expected
     batches = len((tmp_path / "answers" / "0.jsonl").read_bytes().splitlines()) - 1
     assert len(done) == batches + 2

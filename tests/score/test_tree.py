@@ -31,7 +31,9 @@ def test_every_request_is_answered_once_from_what_it_may_see(
                 assert tuple(targets) == continuation
                 for known, place in enumerate(places):
                     seen = mask[row, 0, place, len(batch.prefix) :]
-                    text = dict(enumerate(batch.prefix)) | dict(zip(positions[row][seen], tokens[row][seen], strict=True))
+                    text = dict(enumerate(batch.prefix)) | dict(
+                        zip(positions[row][seen], tokens[row][seen], strict=True)
+                    )
                     assert len(text) == len(batch.prefix) + seen.sum()
                     assert tuple(text[n] for n in sorted(text)) == context + continuation[:known]
                 answered.append(number)
@@ -78,6 +80,8 @@ def test_the_longest_rows_come_first_and_padding_is_on_the_right() -> None:
     assert not (branches[:, 0] == PAD).any()
 
 
-@pytest.mark.parametrize(("longest", "left"), [(9, (0, 1, 2, 3, 4)), (6, (0, 1, 2, 3, 4)), (5, (1, 2, 3, 4)), (2, (4,))])
+@pytest.mark.parametrize(
+    ("longest", "left"), [(9, (0, 1, 2, 3, 4)), (6, (0, 1, 2, 3, 4)), (5, (1, 2, 3, 4)), (2, (4,))]
+)
 def test_a_request_that_is_too_long_loses_its_beginning(longest: int, left: tuple[int, ...]) -> None:
     assert cut(Request((0, 1, 2, 3, 4), (5, 6)), longest) == (left, (5, 6))

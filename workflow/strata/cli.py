@@ -80,6 +80,10 @@ def _parser() -> argparse.ArgumentParser:
         name_of="a variant",
     )
     add("why", _why, "what would run for a variant, and because of which change", name_of="a variant")
+    compare = add(
+        "compare", _compare, "one variant against another, task by task: is the difference one?", name_of="a variant"
+    )
+    compare.add_argument("other", metavar="OTHER", help="what to hold it against")
     add("redo", _redo, "put a variant's results into quarantine and build them again", name_of="a variant")
     add("verify", _verify, "hash every byte that the config needs; what is damaged goes to quarantine")
     pin = add("pin", _pin, "fill in sha256 and shape of the sources of a config")
@@ -194,6 +198,13 @@ def _plan(options: argparse.Namespace) -> None:
     from strata import status
 
     print(status.planned(options.root, _experiment(options), options.name))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from strata import report, table
+
+    found = table.versus(options.root, _experiment(options), options.name, options.other)
+    print(report.comparison(options.name, options.other, found))
 
 
 def _why(options: argparse.Namespace) -> None:

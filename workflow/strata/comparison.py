@@ -76,13 +76,10 @@ def average(comparisons: Sequence[Comparison]) -> Comparison:
     value = sum(one.difference.value for one in comparisons) / k
     error = math.sqrt(sum(one.difference.error**2 for one in comparisons)) / k
     margin = student_quantile(1 - LEVEL / 2, math.inf) * error
-    return Comparison(
-        Estimate(value, error),
-        (value - margin, value + margin),
-        student_p(_ratio(value, error), math.inf),
-        *(sum(getattr(one, name) for one in comparisons) for name in ("wins", "losses", "ties")),
-        margin + student_quantile(POWER, math.inf) * error,
-    )
+    wins, losses, ties = (sum(getattr(one, name) for one in comparisons) for name in ("wins", "losses", "ties"))
+    p = student_p(_ratio(value, error), math.inf)
+    detectable = margin + student_quantile(POWER, math.inf) * error
+    return Comparison(Estimate(value, error), (value - margin, value + margin), p, wins, losses, ties, detectable)
 
 
 def _ratio(value: float, error: float) -> float:

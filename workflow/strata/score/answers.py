@@ -31,7 +31,9 @@ class Answers:
         self._calls += 1
         made = [[number for row in batch.rows for number, *_ in row.answers] for batch in batches]
         head = canonical({"model": self._digest, "asked": digest(canonical([asked, made]))})
-        lines = self._file.read_bytes().split(b"\n")[:-1] if self._file.exists() else []  # what follows the last \n was cut
+        lines = (
+            self._file.read_bytes().split(b"\n")[:-1] if self._file.exists() else []
+        )  # what follows the last \n was cut
         found = []
         for line, numbers in zip(lines[1:] if lines[:1] == [head.encode()] else [], made, strict=False):
             answered = _read(line)

@@ -1,6 +1,7 @@
-"""Engine: log-likelihoods of requests, a context read once for all its continuations, logits only where they are scored.
+"""Engine: log-likelihoods of requests, a context read once for all its continuations.
 
-What it computes is what a plain forward pass of every request alone does, up to rounding.
+What it computes is what a plain forward pass of every request alone does, up to rounding. Logits, most of the work of
+a small model, are computed only where they are scored.
 """
 
 from __future__ import annotations
@@ -60,11 +61,16 @@ def _answer(model: Any, batch: Batch, cache: list[tuple[Any, Any]] | None) -> di
     tokens, positions, branches = batch.arrays()
     inputs: dict[str, Any] = {"input_ids": torch.from_numpy(tokens), "use_cache": cache is not None}
     if not batch.is_causal:
-        inputs |= {"position_ids": torch.from_numpy(positions), "attention_mask": _added(batch.mask(branches), model.dtype)}
+        inputs |= {
+            "position_ids": torch.from_numpy(positions),
+            "attention_mask": _added(batch.mask(branches), model.dtype),
+        }
     inputs = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in inputs.items()}
     if cache is not None:
         rows = len(batch.rows)
-        inputs["past_key_values"] = DynamicCache([(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in cache])
+        inputs["past_key_values"] = DynamicCache(
+            [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in cache]
+        )
     answers = [(row, *answer) for row, part in enumerate(batch.rows) for answer in part.answers]
     places = [(row, place) for row, _, found, _ in answers for place in found.tolist()]
     with _only(model, tuple(zip(*places, strict=True))):
@@ -98,8 +104,8 @@ def _logps(logits_NV: Any, targets_N: Any) -> tuple[Any, Any]:
 
 @contextmanager
 def _only(model: Any, places: Any) -> Iterator[None]:
-    """Let the head see the states of these (rows, positions) alone, as one row (1, N, d): logits are most of the work
-    of a small model, and whatever a family does to its logits afterwards it does to each."""
+    """Let the head see the states of these (rows, positions) alone, as one row (1, N, d). Whatever a family does to its
+    logits afterwards it does to each."""
     rows, columns = (list(part) for part in places)
 
     def select(head: Any, states: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -78,7 +78,7 @@ class Scorer(HFLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: Sequence[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        asked = []
+        asked: list[Request] = []
         for text, context, continuation in requests:
             if not context or not continuation or len(continuation) > self.max_length:
                 raise EvaluationError(
@@ -98,4 +98,4 @@ class Scorer(HFLM):  # type: ignore[misc]
                 found.append(answered)
                 progress.update(sum(len(row.tokens) for row in batch.rows))
         together = {number: one for part in found for number, one in part.items()}
-        return [tuple(together[number]) for number in range(len(asked))]
+        return [(together[number].loglikelihood, together[number].greedy) for number in range(len(asked))]

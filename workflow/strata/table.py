@@ -1,0 +1,272 @@
+"""The table: one row per variant, made from the sample logs alone.
+
+A score is refused when it belongs to other weights than the variant's, and two scores are compared only when every
+request behind them was the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+from strata import plan, status, store
+from strata.comparison import LEVEL, Comparison, compare, holm
+from strata.curves import Curve, read_curve
+from strata.errors import EvaluationError
+from strata.evaluate import read_samples
+from strata.experiment import Experiment
+from strata.plan import Plan
+from strata.recipe import TRAINING
+from strata.statistics import METRICS, Estimate, Samples, chance, measure
+from strata.store import Object
+from strata.variant import Variant
+
+Require = Callable[[str], Object]  # id -> the object, opened and checked once
+Found = dict[tuple[str, str], tuple[Samples, str]]  # by (suite, task): samples, and the digest of their requests
+NAMES = {"bits_per_byte": "bits per byte", "acc_norm": "accuracy"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One task of a suite. `guess` is the score of guessing, where there is one."""
+
+    suite: str
+    task: str
+    metric: str
+    items: int
+    guess: float | None
+
+    @property
+    def title(self) -> str:
+        return f"{self.task} ({self.suite}), {NAMES[self.metric]}"
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score and, for all but the base, how it compares to the base's.
+
+    `adjusted` is that comparison's p, Holm's way, for all comparisons of the table: where so many are looked at, some
+    have a small p by chance.
+    """
+
+    estimate: Estimate
+    delta: Comparison | None
+    adjusted: float | None = None
+
+    @property
+    def stands(self) -> bool:
+        """Whether the difference to the base is one, whatever else was looked at."""
+        return self.adjusted is not None and self.adjusted < LEVEL
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant: what it is, and a score for each column.
+
+    `plan` counts in layers of `bases`, the variants without parents that it goes back to. `curve` is what training
+    left, and `rounded` how much of its update the `dtype` of the checkpoint took back (as a part of its norm); None for
+    a variant that was not trained itself.
+    """
+
+    name: str
+    made_by: str
+    base: str
+    checkpoint: str
+    digest: str
+    layers: int
+    parameters: int
+    plan: Plan
+    bases: tuple[str, ...]
+    seams: tuple[int, ...]
+    scores: tuple[Score, ...]
+    dtype: str
+    curve: Curve | None
+    rounded: float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...] = field(repr=False)
+
+    @property
+    def curves(self) -> tuple[Curve, ...]:
+        """Those of the rows that were trained: where there are none, the report does not speak of training."""
+        return tuple(row.curve for row in self.rows if row.curve)
+
+
+def collect(root: Path, experiment: Experiment) -> Table:
+    """Every number of the table, from the samples in the store."""
+    require = cache(lambda id: store.require(root, id))
+    samples: dict[str, Found] = {}  # by variant
+    for variant in experiment.variants.values():
+        samples[variant.name] = _samples(require, variant)
+    first = next(iter(samples.values()))
+    keys = [(suite.suite, task) for suite in experiment.suites for task in suite.tasks]
+    columns = tuple(_column(*key, first[key][0]) for key in keys)
+    traced: dict[str, Plan] = {}
+    names = _names(experiment)
+    rows = [
+        _row(require, experiment, variant, columns, samples, traced, names) for variant in experiment.variants.values()
+    ]
+    return Table(columns, tuple(_adjusted(rows)))
+
+
+def _adjusted(rows: list[Row]) -> list[Row]:
+    """The rows with each p adjusted for all. Variants that are one checkpoint are one comparison."""
+    ps = {
+        (row.digest, row.base, number): score.delta.p
+        for row in rows
+        for number, score in enumerate(row.scores)
+        if score.delta
+    }
+    adjusted = dict(zip(ps, holm(list(ps.values())), strict=True))
+    return [
+        replace(
+            row,
+            scores=tuple(
+                replace(s, adjusted=adjusted.get((row.digest, row.base, n)) if s.delta else None)
+                for n, s in enumerate(row.scores)
+            ),
+        )
+        for row in rows
+    ]
+
+
+def versus(root: Path, experiment: Experiment, name: str, other: str) -> list[tuple[Column, Comparison]]:
+    """One variant against another, on every task.
+
+    Raises:
+        EvaluationError: they answered different requests, or a score belongs to other weights.
+    """
+    require = cache(lambda id: store.require(root, id))
+    ours, theirs = (_samples(require, status.variant_of(experiment, one)) for one in (name, other))
+    found = []
+    for (suite, task), (samples, _) in ours.items():
+        _check_same(suite, task, (name, ours), (other, theirs))
+        found.append((_column(suite, task, samples), compare(samples, theirs[suite, task][0])))
+    return found
+
+
+def _column(suite: str, task: str, found: Samples) -> Column:
+    return Column(suite, task, METRICS[found.kind], len(found.items), chance(found))
+
+
+def _names(experiment: Experiment) -> dict[str, str]:
+    """The names of each checkpoint, by id: two variants of one recipe are one checkpoint."""
+    names: dict[str, list[str]] = {}
+    for variant in experiment.variants.values():
+        names.setdefault(variant.job.id, []).append(variant.name)
+    return {id: ", ".join(found) for id, found in names.items()}
+
+
+def base_of(experiment: Experiment, name: str) -> str:
+    """The variant without parents that this one goes back to, by first parents."""
+    while experiment.variants[name].parents:
+        name = experiment.variants[name].parents[0]
+    return name
+
+
+def trace(require: Require, experiment: Experiment, name: str, known: dict[str, Plan]) -> Plan:
+    """The plan of a variant as it was built, in layers of its bases; `parent` is a base's place among the variants.
+
+    Ancestors first, so that a long chain is no deep recursion.
+    """
+    waiting, names = [name], list(experiment.variants)
+    while waiting:
+        variant = experiment.variants[waiting[-1]]
+        unknown = [parent for parent in variant.parents if parent not in known]
+        if unknown:
+            waiting += unknown
+            continue
+        waiting.pop()
+        parents = [known[parent] for parent in variant.parents]
+        if variant.job.recipe.operation in TRAINING:
+            known[variant.name] = parents[0]  # its manifest has its parent's plan, which is told in there already
+            continue
+        made = Plan.from_json(require(variant.job.id).facts["plan"])
+        known[variant.name] = plan.trace(made, parents) if parents else plan.of(names.index(variant.name), made)
+    return known[name]
+
+
+def _samples(require: Require, variant: Variant) -> Found:
+    """Each task's samples and the digest of its requests."""
+    checkpoint = require(variant.job.id)
+    for id, digest in checkpoint.facts["made_from"].items():
+        parent = require(id)
+        if parent.digest != digest:
+            raise EvaluationError(
+                f"`{variant.name}` was made from other content than {id} has now",
+                where=checkpoint.path,
+                expected=f"content digest {digest}",
+                got=parent.digest,
+                todo=f"run `strata redo {variant.name}`",
+            )
+    found = {}
+    for job in variant.evaluations:
+        evaluation = require(job.id)
+        scored = evaluation.facts["checkpoint_digest"]
+        if scored != checkpoint.digest:
+            raise EvaluationError(
+                f"the score of `{variant.name}` belongs to other weights",
+                where=evaluation.path,
+                expected=f"content digest {checkpoint.digest}",
+                got=scored,
+                todo=f"run `strata redo {variant.name}`",
+            )
+        for task, score in evaluation.facts["scores"].items():
+            found[job.recipe.parameters["suite"], task] = (read_samples(evaluation, task), score["requests"])
+    return found
+
+
+def _check_same(suite: str, task: str, *both: tuple[str, Found]) -> None:
+    """Raise EvaluationError unless two variants were asked the same."""
+    (name, requests), (other, expected) = ((name, found[suite, task][1]) for name, found in both)
+    if requests != expected:
+        raise EvaluationError(
+            f"`{name}` and `{other}` answered different requests",
+            where=f"{suite}, {task}",
+            expected=expected,
+            got=requests,
+            todo="variants of one base share its tokenizer and suite: evaluate both again",
+        )
+
+
+def _row(
+    require: Require,
+    experiment: Experiment,
+    variant: Variant,
+    columns: tuple[Column, ...],
+    samples: dict[str, Found],
+    traced: dict[str, Plan],
+    named: Mapping[str, str],
+) -> Row:
+    base = base_of(experiment, variant.name)
+    scores = []
+    for column in columns:
+        _check_same(column.suite, column.task, *((name, samples[name]) for name in (variant.name, base)))
+        own, others = (samples[name][column.suite, column.task][0] for name in (variant.name, base))
+        scores.append(Score(measure(own), None if variant.name == base else compare(own, others)))
+    checkpoint = require(variant.job.id)
+    trained = checkpoint.recipe.operation in TRAINING
+    layers = trace(require, experiment, variant.name, traced)
+    names = list(experiment.variants)
+    bases = sorted({parent for layer in layers.layers for parent, _ in layer.sources})
+    return Row(
+        name=variant.name,
+        made_by=status.summary(variant),
+        base=base,
+        checkpoint=checkpoint.id,
+        digest=checkpoint.digest,
+        layers=checkpoint.facts["layers"],
+        parameters=checkpoint.facts["parameters"],
+        plan=layers,
+        bases=tuple(names[base] for base in bases),
+        seams=plan.seams(layers),
+        scores=tuple(scores),
+        dtype=checkpoint.facts["dtype"],
+        curve=read_curve(checkpoint, named) if trained else None,
+        rounded=checkpoint.facts["training"]["rounded"] if trained else None,
+    )
