@@ -53,7 +53,7 @@ def test_every_loglikelihood_is_that_of_a_plain_forward_pass(experiment: Experim
     for item in evaluate.read_samples(found, "next").items:
         expected = [loglikelihood(model, encode(item["context"]), encode(" " + choice)) for choice in item["choices"]]
         assert item["loglikelihoods"] == pytest.approx(expected, abs=1e-4)
-    texts = {d["id"]: d["text"] for d in evaluate._documents(root, found.recipe.parameters["tasks"]["text"])}
+    texts = {d["id"]: d["text"] for d in evaluate.documents(root, found.recipe.parameters["tasks"]["text"])[0]}
     for item in evaluate.read_samples(found, "text").items:
         tokens = encode(texts[item["id"]])
         assert 128 < len(tokens) < 256  # longer than max_length: a second window sees the 128 tokens before its last
@@ -111,7 +111,7 @@ def test_a_model_that_loads_with_another_depth_is_refused(experiment: Experiment
 def test_texts_with_odd_line_ends_survive_the_sample_log(tmp_path: Path) -> None:
     items = [{"id": "a", "context": "one\u2028two\x85three\r\n", "loglikelihood": -1.0, "bytes": 3}]
     evaluate._write_lines(tmp_path / "text.jsonl", items)
-    manifest = {"facts": {"scores": {"text": {"kind": "bits_per_byte"}}}}
+    manifest = {"facts": {"scores": {"text": {"kind": "bits_per_byte", "metric": "bits_per_byte"}}}}
     assert evaluate.read_samples(store.Object("evaluate-0", tmp_path, manifest), "text").items == items
 
 

