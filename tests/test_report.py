@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from conftest import edit_manifest, flip, tree_sha256
-from strata import figures, methods, plan, report, store
+from strata import figures, formats, methods, plan, report, store
 from strata import table as tables
 from strata.comparison import holm
 from strata.config import Shape
@@ -96,8 +96,40 @@ def test_one_variant_is_held_against_any_other(experiment: Experiment) -> None:
     for column, one in found:
         key = f"tiny/{column.task}/{column.metric}"
         assert one.difference.value == pytest.approx(float(table["stacked"][key]) - float(table["dus"][key]))
-    told = report.comparison("stacked", "dus", found)
+    told = formats.comparison("stacked", "dus", found)
     assert "stacked minus dus" in told and told.count("four times of five") == 2
+
+
+def test_latex_has_every_score_and_difference_and_no_character_that_breaks_it(experiment: Experiment) -> None:
+    lines = (ROOT / "report" / "scores.tex").read_text().splitlines()
+    assert lines[1] == r"\begin{tabular}{lrrrr}" and lines[-1] == r"\end{tabular}"
+    body = [line for line in lines if line.endswith(r"\\")]
+    assert all(line.count(" & ") == 4 for line in body)
+    assert len(body) == 1 + 4 + 3  # the head, the variants, and the differences of all but the base
+    for line in body:
+        assert not re.search(r"(?<!\\)[&%#_]", line.replace(" & ", " "))
+
+
+def test_scores_can_be_made_again_from_the_sample_logs(experiment: Experiment) -> None:
+    assert "6 scores in 3 evaluations" in report.verify_scores(ROOT, experiment)
+
+
+def test_a_score_that_is_not_that_of_its_samples_is_found(experiment: Experiment) -> None:
+    found = store.require(ROOT, experiment.variants["stacked"].evaluations[0].id)
+    edit_manifest(
+        found.path / "manifest.json", lambda manifest: manifest["facts"]["scores"]["next"].update(value=0.5001)
+    )
+    with pytest.raises(EvaluationError, match="score of next is not that of its samples"):
+        report.verify_scores(ROOT, experiment)
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "scores.md", "scores.tex", "report.html"])
+def test_a_report_that_was_edited_or_is_old_is_found(experiment: Experiment, name: str) -> None:
+    file = ROOT / "report" / name
+    file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(EvaluationError, match="not that of its samples") as caught:
+        report.verify_scores(ROOT, experiment)
+    assert name in str(caught.value)
 
 
 def test_it_is_the_same_bytes_again(experiment: Experiment) -> None:

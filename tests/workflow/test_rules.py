@@ -106,10 +106,10 @@ ORDER = [
     {"schema", "methods", "outline", "tensors", "recipe", "families", "modelfiles", "figures", "rows"},
     {"surgery", "training", "store", "relayer", "arithmetic", "lineage", "chat"},
     {"config", "checkpoint", "runs", "importance", "curves"}, {"suite", "foreign", "mergekit", "job", "charts"},
-    {"variant", "restack", "shapes", "sources", "items", "statistics", "loading"},
+    {"variant", "restack", "shapes", "sources", "items", "bigbench", "statistics", "loading"},
     {"stages", "tokens", "comparison", "score"}, {"experiment", "train"},
     {"resources", "links", "initialize", "analyze", "merge", "evaluate", "pin", "standalone", "reference", "forecast"},
-    {"status"}, {"table"}, {"report"}, {"cli"},
+    {"status"}, {"table"}, {"formats"}, {"report"}, {"cli"},
 ]  # fmt: skip
 TRAIN = [
     {"schedule", "groups", "order", "parallel", "flops", "journal", "state"},

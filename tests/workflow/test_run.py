@@ -44,7 +44,12 @@ def test_a_second_run_does_nothing(finished: Path) -> None:
 
 def test_what_a_run_leaves(finished: Path) -> None:
     results = finished / "results"
-    assert {path.name for path in (results / "report").iterdir()} == {"scores.csv", "scores.md", "report.html"}
+    assert {path.name for path in (results / "report").iterdir()} == {
+        "scores.csv",
+        "scores.md",
+        "scores.tex",
+        "report.html",
+    }
     assert {path.name for path in (results / "variants").iterdir()} == {".links.json", "base", "dus", "same", "stacked"}
     assert (results / "variants" / "dus").readlink() == (results / "variants" / "same").readlink()
     assert not (results / "variants" / "dus").readlink().is_absolute()

@@ -42,6 +42,7 @@ rule report:
     output:
         csv="results/report/scores.csv",
         markdown="results/report/scores.md",
+        latex="results/report/scores.tex",
         html="results/report/report.html",
     log:
         "results/logs/report.log",

@@ -85,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("other", metavar="OTHER", help="what to hold it against")
     add("redo", _redo, "put a variant's results into quarantine and build them again", name_of="a variant")
-    add("verify", _verify, "hash every byte that the config needs; what is damaged goes to quarantine")
+    add("verify", _verify, "hash every byte that the config needs; what is damaged goes to quarantine").add_argument(
+        "--scores", action="store_true", help="make every score and the report again from the sample logs instead"
+    )
     pin = add("pin", _pin, "fill in sha256 and shape of the sources of a config")
     pin.add_argument("--suite", metavar="FILE", type=Path, help="pin a suite file instead")
     pin.add_argument("--shape", action="store_true", help="measure shapes afresh")
@@ -201,10 +203,10 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from strata import report, table
+    from strata import formats, table
 
     found = table.versus(options.root, _experiment(options), options.name, options.other)
-    print(report.comparison(options.name, options.other, found))
+    print(formats.comparison(options.name, options.other, found))
 
 
 def _why(options: argparse.Namespace) -> None:
@@ -272,6 +274,11 @@ def _verify(options: argparse.Namespace) -> None:
     from strata import checkpoint, status, store
 
     experiment = _experiment(options)
+    if options.scores:
+        from strata import report
+
+        print(report.verify_scores(options.root, experiment))
+        return
     jobs = {job.id: job for v in experiment.variants.values() for job in status.needed(experiment, v)}
     broken = []
     known: checkpoint.Known = {}

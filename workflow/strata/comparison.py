@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 
 from strata.errors import EvaluationError
-from strata.statistics import LOWER_IS_BETTER, Estimate, Samples, estimate, outcomes
+from strata.statistics import LOWER_IS_BETTER, Estimate, Samples, estimate, mean, outcomes
 
 LEVEL = 0.05  # of every test, and intervals cover 1 - LEVEL
 POWER = 0.8  # of a test for the smallest difference that it is said to detect
@@ -72,14 +72,13 @@ def compare(samples: Samples, other: Samples) -> Comparison:
 
 def average(comparisons: Sequence[Comparison]) -> Comparison:
     """The comparison of two plain means over tasks, whose items have nothing to do with each other."""
-    k = len(comparisons)
-    value = sum(one.difference.value for one in comparisons) / k
-    error = math.sqrt(sum(one.difference.error**2 for one in comparisons)) / k
+    found = mean([one.difference for one in comparisons])
+    value, error = found.value, found.error
     margin = student_quantile(1 - LEVEL / 2, math.inf) * error
     wins, losses, ties = (sum(getattr(one, name) for one in comparisons) for name in ("wins", "losses", "ties"))
     p = student_p(_ratio(value, error), math.inf)
     detectable = margin + student_quantile(POWER, math.inf) * error
-    return Comparison(Estimate(value, error), (value - margin, value + margin), p, wins, losses, ties, detectable)
+    return Comparison(found, (value - margin, value + margin), p, wins, losses, ties, detectable)
 
 
 def _ratio(value: float, error: float) -> float:

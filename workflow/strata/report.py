@@ -1,16 +1,19 @@
-"""The report: the table as CSV, Markdown and one self-contained page. The same store gives the same bytes."""
+"""The report: the table in files and on one self-contained page. The same store gives the same bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from pathlib import Path
+from typing import Any
 
 from strata import charts, figures, store
-from strata.comparison import Comparison, holm
-from strata.curves import Curve, Heldout, comparable
+from strata.curves import Heldout, comparable
+from strata.errors import EvaluationError
+from strata.evaluate import read_samples
 from strata.experiment import Experiment
-from strata.statistics import Estimate
-from strata.table import Column, Row, Score, Table, collect
+from strata.formats import change, difference, millions, number, reading, to_csv, to_markdown, to_tex, warnings
+from strata.statistics import score
+from strata.table import Table, collect
 
 
 def write_report(root: Path, experiment: Experiment) -> Path:
@@ -20,136 +23,53 @@ def write_report(root: Path, experiment: Experiment) -> Path:
         StoreError: a checkpoint or an evaluation is missing or damaged.
         EvaluationError: a score that belongs to other weights, or to other requests than its base's.
     """
-    table = collect(root, experiment)
     folder = root / "report"
-    store.write_atomically(folder / "scores.csv", to_csv(table).encode())
-    store.write_atomically(folder / "scores.md", to_markdown(table).encode())
-    store.write_atomically(folder / "report.html", to_html(table, experiment).encode())
+    for name, text in _files(collect(root, experiment), experiment).items():
+        store.write_atomically(folder / name, text.encode())
     return folder / "report.html"
 
 
-def to_csv(table: Table) -> str:
-    """One row per variant, numbers unrounded."""
-    import pandas as pd
-
-    records = []
-    for row in table.rows:
-        record: dict[str, object] = {
-            "variant": row.name, "made_by": row.made_by, "base": row.base, "layers": row.layers,
-            "parameters": row.parameters, "seams": len(row.seams),
-        }  # fmt: skip
-        if table.curves:
-            record |= _trained(row)
-        for column, score in zip(table.columns, row.scores, strict=True):
-            key = f"{column.suite}/{column.task}/{column.metric}"
-            record[key], record[f"{key}/error"] = score.estimate.value, score.estimate.error
-            record |= {f"{key}/{name}": value for name, value in _compared(score).items()}
-        records.append(record | {"checkpoint": row.checkpoint, "digest": row.digest})
-    return str(pd.DataFrame(records).to_csv(index=False, lineterminator="\n"))
+def _files(table: Table, experiment: Experiment) -> dict[str, str]:
+    return {
+        "scores.csv": to_csv(table),
+        "scores.md": to_markdown(table),
+        "scores.tex": to_tex(table),
+        "report.html": to_html(table, experiment),
+    }
 
 
-def _compared(score: Score) -> dict[str, object]:
-    """The columns of a comparison with the base."""
-    keys = ("difference", "difference_error", "low", "high", "p", "p_adjusted", "wins", "losses", "detectable")
-    if (delta := score.delta) is None:
-        return dict.fromkeys(keys, "")
-    found = (
-        *(delta.difference.value, delta.difference.error, *delta.interval, delta.p, score.adjusted),
-        *(delta.wins, delta.losses, delta.detectable),
-    )
-    return dict(zip(keys, found, strict=True))
+def verify_scores(root: Path, experiment: Experiment) -> str:
+    """Make every score and the report again from the sample logs, and hold them against what is stored.
+
+    Raises:
+        EvaluationError: a stored score, or a file of the report, says something else.
+        StoreError: a checkpoint or an evaluation is missing or damaged.
+    """
+    count = 0
+    evaluations = {job.id for variant in experiment.variants.values() for job in variant.evaluations}
+    for id in sorted(evaluations):
+        found = store.require(root, id, store.verify)
+        for task, told in found.facts["scores"].items():
+            count += 1
+            again = score(read_samples(found, task))
+            if any(not _same(told[key], value) for key, value in again.items()):
+                raise _differs(f"the score of {task}", found.path, again, {key: told[key] for key in again})
+    for name, text in _files(collect(root, experiment), experiment).items():
+        file = root / "report" / name
+        if not file.exists() or file.read_bytes() != text.encode():
+            raise _differs(
+                "the report", file, "what the sample logs say", "something else" if file.exists() else "no file"
+            )
+    return f"{count} scores in {len(evaluations)} evaluations and the report are what the sample logs say"
 
 
-def _trained(row: Row) -> dict[str, object]:
-    """The columns of a variant's training. "" and not None, which pandas would turn whole numbers into floats for."""
-    keys = ("trained_tokens", "heldout_before", "heldout_after", "ended", "rounded")
-    curve = row.curve
-    if curve is None:
-        return dict.fromkeys(keys, "")
-    before, after = (curve.points[0][1], curve.points[-1][1]) if curve.points else ("", "")
-    return dict(zip(keys, (curve.tokens, before, after, curve.ended, row.rounded), strict=True))
+def _same(one: Any, other: Any) -> bool:
+    return math.isclose(one, other, rel_tol=1e-12) if isinstance(other, float) else bool(one == other)
 
 
-def to_markdown(table: Table) -> str:
-    """The table for people, with a line on how to read it."""
-    head = ["variant", "made by", "layers", "parameters", "seams"]
-    head += ["tokens trained", "held-out loss"] * bool(table.curves)
-    for column in table.columns:
-        head += [column.title, "difference to base"]
-    lines = [head, ["---", "---"] + ["---:"] * (len(head) - 2)]
-    for row in table.rows:
-        cells = [row.name, row.made_by, str(row.layers), millions(row.parameters), str(len(row.seams))]
-        if table.curves:
-            cells += [f"{row.curve.tokens:,}", change(row.curve)] if row.curve else ["", ""]
-        for score in row.scores:
-            cells += [number(score.estimate), difference(score) if score.delta else ""]
-        lines.append(cells)
-    body = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return "\n\n".join([body, reading(table), *warnings(table)]) + "\n"
-
-
-MOST_ROUNDED = 0.5  # of an update's norm: with more, what is scored is nearer to the parent than to what was trained
-
-READING = (
-    "± is one standard error over documents. Differences are paired, document by document and question by question; * "
-    "marks one that is significant at 0.05 after Holm's correction for all differences of the table. "
-    "Lower bits per byte and higher accuracy are better. Seams are counted in layers of the bases."
-)
-
-TRAINED = (
-    " Tokens trained are a variant's own, without those of its parents. The held-out loss is in nats per token, before "
-    "and after; it compares with losses on the same held-out text alone. The recovery curve shows what lies between."
-)
-
-
-def reading(table: Table) -> str:
-    """How to read the table, as far as its columns go."""
-    return READING + TRAINED * bool(table.curves)
-
-
-def warnings(table: Table) -> list[str]:
-    """What a reader must not overlook: trained variants whose checkpoints hardly hold what was learnt."""
-    return [
-        f"{row.name}: storing it as {row.dtype} rounded {row.rounded:.0%} of its update away, so that its scores are "
-        "closer to its parent's than its held-out loss says. `stored: float32` keeps the update."
-        for row in table.rows
-        if row.rounded is not None and row.rounded > MOST_ROUNDED
-    ]
-
-
-def change(curve: Curve) -> str:
-    """`3.842 → 3.012`, or nothing where no text was held out."""
-    return f"{curve.points[0][1]:.3f} → {curve.points[-1][1]:.3f}" if curve.points else ""
-
-
-def number(estimate: Estimate, signed: bool = False) -> str:
-    """`0.972 ± 0.011`"""
-    return f"{estimate.value:{'+' if signed else ''}.3f} ± {estimate.error:.3f}"
-
-
-def comparison(name: str, other: str, found: Sequence[tuple[Column, Comparison]]) -> str:
-    """One variant against another, a line for each task, for the terminal."""
-    adjusted = holm([one.p for _, one in found])
-    lines = [f"{name} minus {other}, paired; p after Holm's correction for {len(found)} tasks"]
-    for (column, one), p in zip(found, adjusted, strict=True):
-        low, high = one.interval
-        lines += [
-            f"{column.title}",
-            f"  {number(one.difference, signed=True)}, 95 % interval {low:+.3f} to {high:+.3f}, p {p:.2g}",
-            f"  {one.wins} of {column.items} items better, {one.losses} worse, {one.ties} alike",
-            f"  a difference of {one.detectable:.3f} would be found four times of five",
-        ]
-    return "\n".join(lines)
-
-
-def difference(score: Score) -> str:
-    """`+0.211 ± 0.006 *`: the star where it stands whatever else was looked at."""
-    return number(score.delta.difference, signed=True) + " *" * score.stands if score.delta else ""
-
-
-def millions(count: int) -> str:
-    """134,515,008 -> 134.5 M"""
-    return f"{count / 1e6:,.1f} M" if count < 1e10 else f"{count / 1e9:,.1f} B"
+def _differs(what: str, where: Path, expected: object, got: object) -> EvaluationError:
+    todo = "run snakemake: it writes the report again; an evaluation that lies is made again by `strata redo`"
+    return EvaluationError(f"{what} is not that of its samples", where=where, expected=expected, got=got, todo=todo)
 
 
 def to_html(table: Table, experiment: Experiment) -> str:

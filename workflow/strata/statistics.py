@@ -8,6 +8,7 @@ bootstrap; accuracy is a mean over questions, with the closed form clustered by 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +74,12 @@ def measure(samples: Samples) -> Estimate:
     if len(set(samples.documents)) < 2:
         raise EvaluationError("no error can be given", expected="2 documents or more", got=len(set(samples.documents)))
     return estimate(*outcomes(samples), samples.documents)
+
+
+def mean(estimates: Sequence[Estimate]) -> Estimate:
+    """The plain mean over tasks, whose items have nothing to do with each other."""
+    error = math.sqrt(sum(one.error**2 for one in estimates)) / len(estimates)
+    return Estimate(sum(one.value for one in estimates) / len(estimates), error)
 
 
 def chance(samples: Samples) -> float | None:

@@ -82,6 +82,9 @@ class Suite(Model):
     sources: dict[Name, AnySource] = Field(description="pinned data, as in the config")
     numerics: Numerics
     tasks: dict[Name, Task] = Field(min_length=1)
+    average: list[Name] = Field(
+        default_factory=list, description="tasks of one metric whose plain mean is a column of the table, as `average`"
+    )
     groups: dict[Name, list[Name]] = Field(description="tasks that share one job, since starting a process takes 10 s")
 
 
@@ -109,6 +112,13 @@ def load(name: str, where: str = "") -> tuple[Suite, Document]:
             where=document.where(("groups",)),
             expected=", ".join(sorted(suite.tasks)),
             got=", ".join(sorted(grouped)),
+        )
+    if set(suite.average) - set(suite.tasks) or "average" in suite.tasks:
+        raise ConfigError(
+            "an average is over tasks of the suite, none of which is called `average`",
+            where=document.where(("average",)) if suite.average else document.where(("tasks",)),
+            expected=", ".join(suite.tasks),
+            got=", ".join(suite.average),
         )
     for task, definition in suite.tasks.items():
         if definition.source not in suite.sources:

@@ -6,20 +6,20 @@ request behind them was the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 from strata import plan, status, store
-from strata.comparison import LEVEL, Comparison, compare, holm
+from strata.comparison import LEVEL, Comparison, average, compare, holm
 from strata.curves import Curve, read_curve
 from strata.errors import EvaluationError
 from strata.evaluate import read_samples
 from strata.experiment import Experiment
 from strata.plan import Plan
 from strata.recipe import TRAINING
-from strata.statistics import Estimate, Samples, chance, measure
+from strata.statistics import Estimate, Samples, chance, mean, measure
 from strata.store import Object
 from strata.variant import Variant
 
@@ -30,13 +30,14 @@ NAMES = {"bits_per_byte": "bits per byte", "acc": "accuracy", "acc_norm": "accur
 
 @dataclass(frozen=True)
 class Column:
-    """One task of a suite. `guess` is the score of guessing, where there is one."""
+    """One task of a suite, or the average over `tasks`. `guess` is the score of guessing, where there is one."""
 
     suite: str
     task: str
     metric: str
     items: int
     guess: float | None
+    tasks: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -104,8 +105,7 @@ def collect(root: Path, experiment: Experiment) -> Table:
     for variant in experiment.variants.values():
         samples[variant.name] = _samples(require, variant)
     first = next(iter(samples.values()))
-    keys = [(suite.suite, task) for suite in experiment.suites for task in suite.tasks]
-    columns = tuple(_column(*key, first[key][0]) for key in keys)
+    columns = _columns(experiment, first)
     traced: dict[str, Plan] = {}
     names = _names(experiment)
     rows = [
@@ -143,15 +143,49 @@ def versus(root: Path, experiment: Experiment, name: str, other: str) -> list[tu
     """
     require = cache(lambda id: store.require(root, id))
     ours, theirs = (_samples(require, status.variant_of(experiment, one)) for one in (name, other))
-    found = []
-    for (suite, task), (samples, _) in ours.items():
-        _check_same(suite, task, (name, ours), (other, theirs))
-        found.append((_column(suite, task, samples), compare(samples, theirs[suite, task][0])))
-    return found
+    columns = _columns(experiment, ours)
+    found = _scores(columns, name, ours, other, theirs)
+    return [(column, score.delta) for column, score in zip(columns, found, strict=True) if score.delta]
 
 
-def _column(suite: str, task: str, found: Samples) -> Column:
-    return Column(suite, task, found.metric, len(found.items), chance(found))
+def _columns(experiment: Experiment, found: Found) -> tuple[Column, ...]:
+    """A column for each task, and behind those of a suite one for its average."""
+    columns: list[Column] = []
+    for suite in experiment.suites:
+        of = {task: found[suite.suite, task][0] for task in suite.tasks}
+        made = {task: Column(suite.suite, task, s.metric, len(s.items), chance(s)) for task, s in of.items()}
+        columns += made.values()
+        if suite.average:
+            parts = [made[task] for task in suite.average]
+            guesses = [part.guess for part in parts if part.guess is not None]
+            guess = sum(guesses) / len(guesses) if len(guesses) == len(parts) else None
+            items = sum(part.items for part in parts)
+            columns.append(Column(suite.suite, "average", parts[0].metric, items, guess, tuple(suite.average)))
+    return tuple(columns)
+
+
+def _scores(columns: Sequence[Column], name: str, found: Found, other: str, against: Found | None) -> list[Score]:
+    """The score of each column, and how it compares to another variant's, if there is one.
+
+    Raises:
+        EvaluationError: the two answered different requests.
+    """
+    made: dict[tuple[str, str], Score] = {}
+    for column in columns:
+        key = (column.suite, column.task)
+        if column.tasks:
+            parts = [made[column.suite, task] for task in column.tasks]
+            deltas = [part.delta for part in parts if part.delta]
+            made[key] = Score(mean([part.estimate for part in parts]), average(deltas) if deltas else None)
+            continue
+        samples, requests = found[key]
+        if against and requests != against[key][1]:
+            raise EvaluationError(
+                f"`{name}` and `{other}` answered different requests", where=", ".join(key), expected=against[key][1],
+                got=requests, todo="variants of one base share its tokenizer and suite: evaluate both again",
+            )  # fmt: skip
+        made[key] = Score(measure(samples), compare(samples, against[key][0]) if against else None)
+    return list(made.values())
 
 
 def _names(experiment: Experiment) -> dict[str, str]:
@@ -221,19 +255,6 @@ def _samples(require: Require, variant: Variant) -> Found:
     return found
 
 
-def _check_same(suite: str, task: str, *both: tuple[str, Found]) -> None:
-    """Raise EvaluationError unless two variants were asked the same."""
-    (name, requests), (other, expected) = ((name, found[suite, task][1]) for name, found in both)
-    if requests != expected:
-        raise EvaluationError(
-            f"`{name}` and `{other}` answered different requests",
-            where=f"{suite}, {task}",
-            expected=expected,
-            got=requests,
-            todo="variants of one base share its tokenizer and suite: evaluate both again",
-        )
-
-
 def _row(
     require: Require,
     experiment: Experiment,
@@ -244,11 +265,8 @@ def _row(
     named: Mapping[str, str],
 ) -> Row:
     base = base_of(experiment, variant.name)
-    scores = []
-    for column in columns:
-        _check_same(column.suite, column.task, *((name, samples[name]) for name in (variant.name, base)))
-        own, others = (samples[name][column.suite, column.task][0] for name in (variant.name, base))
-        scores.append(Score(measure(own), None if variant.name == base else compare(own, others)))
+    against = None if variant.name == base else samples[base]
+    scores = _scores(columns, variant.name, samples[variant.name], base, against)
     checkpoint = require(variant.job.id)
     trained = checkpoint.recipe.operation in TRAINING
     layers = trace(require, experiment, variant.name, traced)
