@@ -127,4 +127,4 @@ def test_a_second_run_does_nothing_and_every_byte_verifies(run: Path) -> None:
     assert "Nothing to be done" in snakemake(run).stdout
     verified = strata(run, "verify")
     assert verified.returncode == 0
-    assert verified.stdout.count("ok") == 21  # 3 sources, 8 checkpoints and evaluations, 2 tokens
+    assert verified.stdout.count("  ok\n") == 21  # 3 sources, 8 checkpoints and evaluations, 2 tokens
