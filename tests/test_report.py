@@ -157,7 +157,7 @@ def check_page(page: str, pictures: int) -> None:
 
         def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
             self.links += [value or "" for name, value in attributes if name in ("src", "href")]
-            if tag not in ("meta", "br", "rect", "line", "circle"):
+            if tag not in ("meta", "br", "rect", "line", "circle", "input"):
                 self.stack.append(tag)
 
         def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:

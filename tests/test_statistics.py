@@ -26,6 +26,7 @@ def choice(hits: list[int]) -> Samples:
         return {
             "id": f"d{number}/{number}",
             "answer": 0,
+            "context": f"question {number}",
             "choices": ["a", "b"],
             "characters": [1, 1],
             "loglikelihoods": likely,

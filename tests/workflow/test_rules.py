@@ -107,7 +107,7 @@ ORDER = [
     {"surgery", "training", "store", "relayer", "arithmetic", "lineage", "chat"},
     {"config", "checkpoint", "runs", "importance", "curves"}, {"suite", "foreign", "mergekit", "job", "charts"},
     {"variant", "restack", "shapes", "sources", "items", "bigbench", "statistics", "loading"},
-    {"stages", "tokens", "comparison", "score"}, {"experiment", "train"},
+    {"stages", "tokens", "comparison", "flips", "score"}, {"experiment", "train"},
     {"resources", "links", "initialize", "analyze", "merge", "evaluate", "pin", "standalone", "reference", "forecast"},
     {"status"}, {"table"}, {"formats"}, {"report"}, {"cli"},
 ]  # fmt: skip

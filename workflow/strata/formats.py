@@ -140,10 +140,9 @@ def comparison(name: str, other: str, found: Sequence[tuple[Column, Comparison]]
     adjusted = holm([one.p for _, one in found])
     lines = [f"{name} minus {other}, paired; p after Holm's correction for {len(found)} tasks"]
     for (column, one), p in zip(found, adjusted, strict=True):
-        low, high = one.interval
         lines += [
             f"{column.title}",
-            f"  {number(one.difference, signed=True)}, 95 % interval {low:+.3f} to {high:+.3f}, p {p:.2g}",
+            f"  {number(one.difference, signed=True)}, 95 % interval {interval(one)}, p {probability(p)}",
             f"  {one.wins} of {column.items} items better, {one.losses} worse, {one.ties} alike",
             f"  a difference of {one.detectable:.3f} would be found four times of five",
         ]
@@ -153,6 +152,16 @@ def comparison(name: str, other: str, found: Sequence[tuple[Column, Comparison]]
 def difference(score: Score) -> str:
     """`+0.211 ± 0.006 *`: the star where it stands whatever else was looked at."""
     return number(score.delta.difference, signed=True) + " *" * score.stands if score.delta else ""
+
+
+def interval(comparison: Comparison) -> str:
+    """`+0.199 to +0.223`"""
+    return "{:+.3f} to {:+.3f}".format(*comparison.interval)
+
+
+def probability(p: float) -> str:
+    """A p as papers write it."""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def millions(count: int) -> str:

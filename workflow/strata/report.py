@@ -11,8 +11,21 @@ from strata.curves import Heldout, comparable
 from strata.errors import EvaluationError
 from strata.evaluate import read_samples
 from strata.experiment import Experiment
-from strata.formats import change, difference, millions, number, reading, to_csv, to_markdown, to_tex, warnings
-from strata.statistics import score
+from strata.flips import MOST
+from strata.formats import (
+    change,
+    difference,
+    interval,
+    millions,
+    number,
+    probability,
+    reading,
+    to_csv,
+    to_markdown,
+    to_tex,
+    warnings,
+)  # fmt: skip
+from strata.statistics import score as score_of
 from strata.table import Table, collect
 
 
@@ -51,7 +64,7 @@ def verify_scores(root: Path, experiment: Experiment) -> str:
         found = store.require(root, id, store.verify)
         for task, told in found.facts["scores"].items():
             count += 1
-            again = score(read_samples(found, task))
+            again = score_of(read_samples(found, task))
             if any(not _same(told[key], value) for key, value in again.items()):
                 raise _differs(f"the score of {task}", found.path, again, {key: told[key] for key in again})
     for name, text in _files(collect(root, experiment), experiment).items():
@@ -80,13 +93,25 @@ def to_html(table: Table, experiment: Experiment) -> str:
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"number": number, "millions": millions, "change": change, "difference": difference}
+    compared = [
+        (row, column, score)
+        for row in table.rows
+        for column, score in zip(table.columns, row.scores, strict=True)
+        if score.delta
+    ]
+    environment.filters |= {
+        "number": number, "millions": millions, "change": change, "difference": difference, "interval": interval,
+        "probability": probability,
+    }  # fmt: skip
     return environment.get_template("report.html").render(
         table=table,
         suites=experiment.suites,
         device=experiment.device,
         reading=reading(table),
         warnings=warnings(table),
+        compared=compared,
+        comparisons=len({(row.digest, row.base, column) for row, column, _ in compared}),
+        most=MOST,
         recovery=[
             charts.recovery(_title(experiment, heldout), curves) for heldout, curves in comparable(table.curves).items()
         ],

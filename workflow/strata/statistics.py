@@ -95,11 +95,11 @@ def outcomes(samples: Samples) -> tuple[Floats, Floats]:
     if samples.metric == "bits_per_byte":
         bits = np.array([item["loglikelihood"] for item in samples.items]) / -math.log(2)
         return bits, np.array([float(item["bytes"]) for item in samples.items])
-    hits = np.array([_chosen(item, samples.metric) == item["answer"] for item in samples.items], np.float64)
+    hits = np.array([chosen(item, samples.metric) == item["answer"] for item in samples.items], np.float64)
     return hits, np.ones_like(hits)
 
 
-def _chosen(item: dict[str, Any], metric: str) -> int:
+def chosen(item: dict[str, Any], metric: str) -> int:
     """The choice with the highest log-likelihood (lm-eval's acc), or with the highest per character (acc_norm)."""
     divisors = np.array(item["characters"], float) if metric == "acc_norm" else 1.0
     return int(np.argmax(np.array(item["loglikelihoods"]) / divisors))

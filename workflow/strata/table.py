@@ -17,6 +17,7 @@ from strata.curves import Curve, read_curve
 from strata.errors import EvaluationError
 from strata.evaluate import read_samples
 from strata.experiment import Experiment
+from strata.flips import Flip, flips
 from strata.plan import Plan
 from strata.recipe import TRAINING
 from strata.statistics import Estimate, Samples, chance, mean, measure
@@ -49,12 +50,13 @@ class Score:
     """A score and, for all but the base, how it compares to the base's.
 
     `adjusted` is that comparison's p, Holm's way, for all comparisons of the table: where so many are looked at, some
-    have a small p by chance.
+    have a small p by chance. `flips` are the questions that one of the two gets right and the other wrong.
     """
 
     estimate: Estimate
     delta: Comparison | None
     adjusted: float | None = None
+    flips: tuple[Flip, ...] = ()
 
     @property
     def stands(self) -> bool:
@@ -184,7 +186,10 @@ def _scores(columns: Sequence[Column], name: str, found: Found, other: str, agai
                 f"`{name}` and `{other}` answered different requests", where=", ".join(key), expected=against[key][1],
                 got=requests, todo="variants of one base share its tokenizer and suite: evaluate both again",
             )  # fmt: skip
-        made[key] = Score(measure(samples), compare(samples, against[key][0]) if against else None)
+        made[key] = Score(measure(samples), None)
+        if against:
+            others = against[key][0]
+            made[key] = replace(made[key], delta=compare(samples, others), flips=flips(samples, others))
     return list(made.values())
 
 
