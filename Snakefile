@@ -37,4 +37,4 @@ onsuccess:
 
 
 onerror:
-    say_that_the_report_is_old()
+    report_what_there_is()

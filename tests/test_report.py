@@ -23,7 +23,7 @@ from strata.job import Job
 from strata.lineage import Lineage
 from strata.recipe import Recipe
 from strata.store import Built, Object
-from strata.table import versus
+from strata.table import collect, versus
 from strata.variant import Variant
 
 
@@ -130,6 +130,35 @@ def test_a_report_that_was_edited_or_is_old_is_found(experiment: Experiment, nam
     with pytest.raises(EvaluationError, match="not that of its samples") as caught:
         report.verify_scores(ROOT, experiment)
     assert name in str(caught.value)
+
+
+def test_a_partial_report_shows_what_is_finished_and_the_gaps(experiment: Experiment) -> None:
+    evaluation = experiment.variants["stacked"].evaluations[0].id
+    before = (ROOT / "report" / "scores.csv").read_bytes()
+    (ROOT / "evaluations" / evaluation).rename(ROOT / "gone")
+    (ROOT / "logs" / f"{evaluation}.log").write_text("what went wrong")
+    page = report.write_report(ROOT, experiment, partial=True)
+    with (page.parent / "scores.csv").open() as file:
+        assert [row["variant"] for row in csv.DictReader(file)] == ["base", "dus", "same"]
+    for text in (page.read_text(), (page.parent / "scores.md").read_text()):
+        assert "stacked is missing: not scored on tiny (log: " in text and f"{evaluation}.log" in text
+    check_page(page.read_text(), pictures=3)
+    assert (ROOT / "report" / "scores.csv").read_bytes() == before
+    with pytest.raises(StoreError):
+        report.write_report(ROOT, experiment)
+
+
+def test_without_its_base_a_variant_stands_without_differences(experiment: Experiment) -> None:
+    (ROOT / "evaluations" / experiment.variants["base"].evaluations[0].id).rename(ROOT / "gone")
+    table = collect(ROOT, experiment, partial=True)
+    assert [row.name for row in table.rows] == ["dus", "same", "stacked"] and table.gaps[0][0] == "base"
+    assert all(score.delta is None for row in table.rows for score in row.scores)
+
+
+def test_a_partial_report_of_nothing_is_no_report(experiment: Experiment) -> None:
+    (ROOT / "evaluations").rename(ROOT / "gone")
+    with pytest.raises(StoreError, match="no variant is built and scored"):
+        report.write_report(ROOT, experiment, partial=True)
 
 
 def test_it_is_the_same_bytes_again(experiment: Experiment) -> None:

@@ -201,6 +201,8 @@ def test_a_damaged_object_fails_the_job_that_is_to_make_it(finished: Path) -> No
     first = snakemake(finished, "-f", f"results/checkpoints/{id}.json")
     assert (first.returncode != 0, "quarantine" in first.stdout) == (True, True)
     assert "The report was not written again" in first.stdout
+    assert "partial report: " in first.stdout
+    assert "stacked is missing: not built (log: " in (finished / "results/report/partial/scores.md").read_text()
     assert snakemake(finished).returncode == 0
 
 

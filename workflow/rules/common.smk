@@ -2,6 +2,7 @@
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -164,5 +165,10 @@ def say_where_the_report_is():
         print(f"report: {page.resolve()}", file=sys.stderr)
 
 
-def say_that_the_report_is_old():
+def report_what_there_is():
+    """At the end of a run that failed: a report of the variants that are finished, beside the last whole one."""
     print("The report was not written again. Mend what failed above and run the same command.", file=sys.stderr)
+    command = [sys.executable, "-m", "strata", "report", "--partial", "--configfile", *CONFIG_FILES]
+    path = {"PYTHONPATH": str(Path(workflow.basedir, "workflow"))}
+    run = subprocess.run(command, env=os.environ | path, capture_output=True, text=True)
+    print((run.stdout or run.stderr).strip(), file=sys.stderr)

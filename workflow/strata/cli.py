@@ -106,11 +106,12 @@ def _parser() -> argparse.ArgumentParser:
         job.add_argument("--processes", type=int, default=1, help=argparse.SUPPRESS)  # that train together
         job.add_argument("--log", help=argparse.SUPPRESS)  # file for everything but progress and errors
         job.set_defaults(operation=operation)
-    for name, run, text in (
-        ("links", _links, "(called by the workflow) link every variant's name"),
-        ("report", _report, "(called by the workflow) write the report"),
-    ):
-        add(name, run, text).add_argument("--log")
+    add("links", _links, "(called by the workflow) link every variant's name").add_argument("--log")
+    report = add("report", _report, "write the report (the workflow does so at its end)")
+    report.add_argument("--log", help=argparse.SUPPRESS)
+    report.add_argument(
+        "--partial", action="store_true", help="of what is finished, with the gaps, into results/report/partial"
+    )
     add("variant", _variant, "(called by the workflow) link and sum up one variant", name_of="a variant").add_argument(
         "--log"
     )
@@ -334,4 +335,6 @@ def _variant(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from strata.report import write_report
 
-    write_report(options.root, _experiment(options))
+    page = write_report(options.root, _experiment(options), options.partial)
+    if options.partial:
+        print(f"partial report: {page.resolve()}")

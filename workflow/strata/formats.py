@@ -116,8 +116,8 @@ def reading(table: Table) -> str:
 
 
 def warnings(table: Table) -> list[str]:
-    """What a reader must not overlook: trained variants whose checkpoints hardly hold what was learnt."""
-    return [
+    """What a reader must not overlook: variants that are missing, and trained ones that hardly hold what was learnt."""
+    return [f"{name} is missing: {gap}." for name, gap in table.gaps] + [
         f"{row.name}: storing it as {row.dtype} rounded {row.rounded:.0%} of its update away, so that its scores are "
         "closer to its parent's than its held-out loss says. `stored: float32` keeps the update."
         for row in table.rows

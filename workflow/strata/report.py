@@ -29,15 +29,18 @@ from strata.statistics import score as score_of
 from strata.table import Table, collect
 
 
-def write_report(root: Path, experiment: Experiment) -> Path:
-    """Write scores.csv, scores.md and report.html. Returns the page's path.
+def write_report(root: Path, experiment: Experiment, partial: bool = False) -> Path:
+    """Write the table's files and report.html. Returns the page's path.
+
+    Args:
+        partial: of the variants that are finished, with the others as gaps, into `report/partial`.
 
     Raises:
         StoreError: a checkpoint or an evaluation is missing or damaged.
         EvaluationError: a score that belongs to other weights, or to other requests than its base's.
     """
-    folder = root / "report"
-    for name, text in _files(collect(root, experiment), experiment).items():
+    folder = root / "report" / "partial" if partial else root / "report"
+    for name, text in _files(collect(root, experiment, partial), experiment).items():
         store.write_atomically(folder / name, text.encode())
     return folder / "report.html"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from strata import plan, status, store
 from strata.comparison import LEVEL, Comparison, average, compare, holm
 from strata.curves import Curve, read_curve
-from strata.errors import EvaluationError
+from strata.errors import EvaluationError, StoreError
 from strata.evaluate import read_samples
 from strata.experiment import Experiment
 from strata.flips import Flip, flips
@@ -91,8 +91,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
+    """`gaps` are variants of which something is missing, and what: only a partial table has any."""
+
     columns: tuple[Column, ...]
     rows: tuple[Row, ...] = field(repr=False)
+    gaps: tuple[tuple[str, str], ...] = ()
 
     @property
     def curves(self) -> tuple[Curve, ...]:
@@ -100,20 +103,45 @@ class Table:
         return tuple(row.curve for row in self.rows if row.curve)
 
 
-def collect(root: Path, experiment: Experiment) -> Table:
-    """Every number of the table, from the samples in the store."""
+def collect(root: Path, experiment: Experiment, partial: bool = False) -> Table:
+    """Every number of the table, from the samples in the store.
+
+    Args:
+        partial: leave out variants of which something is missing or wrong, and say so, instead of an error.
+
+    Raises:
+        StoreError: a checkpoint or an evaluation is missing or damaged; of a partial table, there is none at all.
+        EvaluationError: a score that belongs to other weights, or to other requests than its base's.
+    """
     require = cache(lambda id: store.require(root, id))
     samples: dict[str, Found] = {}  # by variant
+    gaps: dict[str, str] = {}
     for variant in experiment.variants.values():
-        samples[variant.name] = _samples(require, variant)
+        try:
+            samples[variant.name] = _samples(require, variant)
+        except (StoreError, EvaluationError) as error:
+            if not partial:
+                raise
+            gaps[variant.name] = _gap(root, variant) or str(error)
+    if not samples:
+        raise StoreError("no variant is built and scored yet", where=root, todo="run snakemake")
     first = next(iter(samples.values()))
     columns = _columns(experiment, first)
     traced: dict[str, Plan] = {}
     names = _names(experiment)
-    rows = [
-        _row(require, experiment, variant, columns, samples, traced, names) for variant in experiment.variants.values()
-    ]
-    return Table(columns, tuple(_adjusted(rows)))
+    rows = [_row(require, experiment, experiment.variants[name], columns, samples, traced, names) for name in samples]
+    return Table(columns, tuple(_adjusted(rows)), tuple(gaps.items()))
+
+
+def _gap(root: Path, variant: Variant) -> str:
+    """What is missing of a variant, and where its job's log is if it has run; nothing if all is there."""
+    told = []
+    for job in (variant.job, *variant.evaluations):
+        if store.find(root, job.id) is None:
+            suite = job.recipe.parameters.get("suite", "") if job is not variant.job else ""
+            log = root / "logs" / f"{job.id}.log"
+            told.append(f"not {f'scored on {suite}' if suite else 'built'}" + f" (log: {log})" * log.exists())
+    return ", ".join(told)
 
 
 def _adjusted(rows: list[Row]) -> list[Row]:
@@ -270,7 +298,7 @@ def _row(
     named: Mapping[str, str],
 ) -> Row:
     base = base_of(experiment, variant.name)
-    against = None if variant.name == base else samples[base]
+    against = None if variant.name == base else samples.get(base)
     scores = _scores(columns, variant.name, samples[variant.name], base, against)
     checkpoint = require(variant.job.id)
     trained = checkpoint.recipe.operation in TRAINING
