@@ -164,6 +164,13 @@ def probability(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
+def duration(seconds: float) -> str:
+    """`0.4 s`, `61 s`, `12 min` or `3.5 h`"""
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def millions(count: int) -> str:
     """134,515,008 -> 134.5 M"""
     return f"{count / 1e6:,.1f} M" if count < 1e10 else f"{count / 1e9:,.1f} B"

@@ -15,6 +15,7 @@ from strata.flips import MOST
 from strata.formats import (
     change,
     difference,
+    duration,
     interval,
     millions,
     number,
@@ -25,6 +26,8 @@ from strata.formats import (
     to_tex,
     warnings,
 )  # fmt: skip
+from strata.runs import Cost, cost
+from strata.sources import name_of
 from strata.statistics import score as score_of
 from strata.table import Table, collect
 
@@ -40,17 +43,17 @@ def write_report(root: Path, experiment: Experiment, partial: bool = False) -> P
         EvaluationError: a score that belongs to other weights, or to other requests than its base's.
     """
     folder = root / "report" / "partial" if partial else root / "report"
-    for name, text in _files(collect(root, experiment, partial), experiment).items():
+    for name, text in _files(root, collect(root, experiment, partial), experiment).items():
         store.write_atomically(folder / name, text.encode())
     return folder / "report.html"
 
 
-def _files(table: Table, experiment: Experiment) -> dict[str, str]:
+def _files(root: Path, table: Table, experiment: Experiment) -> dict[str, str]:
     return {
         "scores.csv": to_csv(table),
         "scores.md": to_markdown(table),
         "scores.tex": to_tex(table),
-        "report.html": to_html(table, experiment),
+        "report.html": to_html(root, table, experiment),
     }
 
 
@@ -70,7 +73,7 @@ def verify_scores(root: Path, experiment: Experiment) -> str:
             again = score_of(read_samples(found, task))
             if any(not _same(told[key], value) for key, value in again.items()):
                 raise _differs(f"the score of {task}", found.path, again, {key: told[key] for key in again})
-    for name, text in _files(collect(root, experiment), experiment).items():
+    for name, text in _files(root, collect(root, experiment), experiment).items():
         file = root / "report" / name
         if not file.exists() or file.read_bytes() != text.encode():
             raise _differs(
@@ -88,7 +91,7 @@ def _differs(what: str, where: Path, expected: object, got: object) -> Evaluatio
     return EvaluationError(f"{what} is not that of its samples", where=where, expected=expected, got=got, todo=todo)
 
 
-def to_html(table: Table, experiment: Experiment) -> str:
+def to_html(root: Path, table: Table, experiment: Experiment) -> str:
     """One page with the table and both figures; nothing is loaded from elsewhere."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -104,7 +107,7 @@ def to_html(table: Table, experiment: Experiment) -> str:
     ]
     environment.filters |= {
         "number": number, "millions": millions, "change": change, "difference": difference, "interval": interval,
-        "probability": probability,
+        "probability": probability, "duration": duration,
     }  # fmt: skip
     return environment.get_template("report.html").render(
         table=table,
@@ -115,6 +118,8 @@ def to_html(table: Table, experiment: Experiment) -> str:
         compared=compared,
         comparisons=len({(row.digest, row.base, column) for row, column, _ in compared}),
         most=MOST,
+        costs=_costs(root, table, experiment),
+        sources=_sources(experiment),
         recovery=[
             charts.recovery(_title(experiment, heldout), curves) for heldout, curves in comparable(table.curves).items()
         ],
@@ -128,6 +133,31 @@ def to_html(table: Table, experiment: Experiment) -> str:
             for i, column in enumerate(table.columns)
         ],
     )
+
+
+def _costs(root: Path, table: Table, experiment: Experiment) -> list[tuple[str, Cost | None, Cost | None]]:
+    """What each variant took to build, without its parents, and to score; nothing where it was not recorded."""
+
+    def total(ids: list[str]) -> Cost | None:
+        found = [cost(root, id) for id in ids]
+        known = [one for one in found if one]
+        memory = [one.peak_memory_mb for one in known if one.peak_memory_mb is not None]
+        return Cost(sum(one.seconds for one in known), max(memory, default=None)) if len(known) == len(found) else None
+
+    variants = [experiment.variants[row.name] for row in table.rows]
+    return [(v.name, total([v.job.id]), total([job.id for job in v.evaluations])) for v in variants]
+
+
+def _sources(experiment: Experiment) -> list[tuple[str, str, str]]:
+    """Name, what it is, and the sha256 or commit that it is held to, of each source that jobs read."""
+    names = {job.id: name for name, job in experiment.sources.items()}
+    found = []
+    for job in experiment.jobs.values():
+        if job.recipe.operation == "fetch":
+            pin = job.recipe.parameters
+            held = f"sha256 {pin['sha256']}" if "sha256" in pin else f"commit {pin['revision']}"
+            found.append((names.get(job.id, "of a suite"), name_of(pin) or "a local path", held))
+    return sorted(found)
 
 
 def _title(experiment: Experiment, heldout: Heldout) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from strata import store
 
@@ -23,11 +24,14 @@ PACKAGES = ("torch", "transformers", "lm_eval", "safetensors", "gguf", "numpy", 
 def recorded(root: Path, id: str) -> Iterator[None]:
     """Write `runs/<id>.json` when the block ends well: host, time, seconds, peak memory, versions of what it loaded.
 
-    Of several processes that train together the first is recorded.
+    Of several processes that train together the first is recorded. A job that finds its object in the store leaves the
+    record of the one that made it.
     """
     started, clock = datetime.now(UTC), time.monotonic()
+    file = root / "runs" / f"{id}.json"
+    is_hit = file.exists() and store.target(root, id).with_suffix("").is_dir()
     yield
-    if os.environ.get("RANK", "0") != "0":
+    if os.environ.get("RANK", "0") != "0" or is_hit:
         return
     record = {
         "id": id,
@@ -40,7 +44,24 @@ def recorded(root: Path, id: str) -> Iterator[None]:
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "versions": _versions(),
     }
-    store.write_atomically(root / "runs" / f"{id}.json", (json.dumps(record, indent=1) + "\n").encode())
+    store.write_atomically(file, (json.dumps(record, indent=1) + "\n").encode())
+
+
+class Cost(NamedTuple):
+    """What a job took: of one that was stopped and went on, its last part."""
+
+    seconds: float
+    peak_memory_mb: int | None
+
+
+def cost(root: Path, id: str) -> Cost | None:
+    """The cost of the job that made an artefact, if there is a record of it."""
+    try:
+        record = json.loads((root / "runs" / f"{id}.json").read_bytes())
+        memory = record["peak_memory_mb"]
+        return Cost(float(record["seconds"]), None if memory is None else int(memory))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _versions() -> dict[str, str]:
