@@ -36,9 +36,10 @@ def test_a_model_that_only_gained_silent_layers_scores_as_its_base(run: Path) ->
     lines = (run / "results/report/scores.csv").read_text().splitlines()
     rows = {row["variant"]: row for row in csv.DictReader(lines)}
     assert rows.keys() == {"base", "pro", "mixed", "least", "block", "blend", "mixed-4"}
-    for key in (key for key in rows["base"] if key.startswith("tiny/") and "difference" not in key):
-        assert rows["pro"][key] == rows["base"][key]
-    assert rows["pro"]["tiny/text/bits_per_byte/difference"] == "0.0"
+    for key in ("tiny/text/bits_per_byte", "tiny/next/acc_norm"):
+        for column in (key, f"{key}/error"):
+            assert rows["pro"][column] == rows["base"][column]
+        assert (rows["pro"][f"{key}/difference"], rows["pro"][f"{key}/p"]) == ("0.0", "1.0")
     assert (rows["pro"]["layers"], rows["least"]["layers"], rows["block"]["layers"]) == ("6", "2", "3")
 
 
