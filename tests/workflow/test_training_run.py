@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ VARIANTS = f"""\
   control: {{parent: base, pretrain: {{data: {{diary: 1}}, tokens: 2560, heldout: {{source: notes, tokens: 256}}, {SMALL}}}}}
   tuned: {{parent: healed, sft: {{data: [rows], template: solar, epochs: 1, length: 128, batch: 2}}}}
   aligned: {{parent: tuned, dpo: {{data: [pairs], template: own, length: 128, batch: 2, train: [0, 5]}}}}
+  stepwise: {{parent: aligned, dpo: {{data: [pairs], template: own, length: 128, batch: 2}}}}
 """
 
 
@@ -55,7 +57,7 @@ def test_each_stage_is_one_job_and_a_second_run_does_nothing(run: Path) -> None:
     results = run / "results"
     made = sorted(path.name.partition("-")[0] for path in results.glob("*/*-*.json") if path.parent.name != "runs")
     counts = {name: made.count(name) for name in ("tokenize", "reference", "pretrain", "sft", "dpo")}
-    assert counts == {"tokenize": 4, "reference": 1, "pretrain": 2, "sft": 1, "dpo": 1}
+    assert counts == {"tokenize": 4, "reference": 2, "pretrain": 2, "sft": 1, "dpo": 2}
     assert "Nothing to be done" in snakemake(run).stdout
     assert not list(results.glob("training/*/snapshots"))
 
@@ -67,6 +69,17 @@ def test_the_table_and_the_page_tell_what_was_trained(run: Path) -> None:
     assert (rows["healed"]["seams"], rows["aligned"]["seams"]) == ("1", "1")
     page = (run / "results/report/report.html").read_text()
     assert "Recovery" in page and "control" in page
+
+
+def test_each_step_of_stepwise_dpo_is_held_to_the_one_before(run: Path) -> None:
+    """Its reference is of the parent's weights, so that its first loss is ln 2 again, and falls from there."""
+    for name, parent in (("aligned", "tuned"), ("stepwise", "aligned")):
+        manifest = read_json(run / "results/variants" / name / "manifest.json")
+        (reference,) = (id for id in manifest["recipe"]["sources"] if id.startswith("reference-"))
+        held = read_json(run / "results/references" / reference / "manifest.json")["facts"]["checkpoint_digest"]
+        assert held == read_json(run / "results/variants" / parent / "manifest.json")["digest"]
+        losses = [step["loss"] for step in read_json(run / "results/variants" / name / "curve.json")["steps"]]
+        assert losses[0] == pytest.approx(math.log(2), abs=1e-4) and losses[-1] < losses[0]
 
 
 def test_the_chain_keeps_plan_and_template(run: Path) -> None:
