@@ -27,7 +27,7 @@ from strata.sources import fetch
 
 CASES = {"quick, one sentence before the choice": ("quick", ["next-sentence"], 112)}
 CASES |= {
-    f"mini6, {task}": ("mini6", [task], 40)
+    f"mini6, {task}": ("mini6", [task], 24)
     for task in ("science", "completion", "knowledge", "truthful", "pronouns", "arithmetic")
 }
 CASES["mini6, all six in one job"] = (
@@ -89,7 +89,7 @@ def recipe_of(
     """The evaluation of the base on fewer questions, and where the base lies; its store is a link to the real one."""
     data = yaml.safe_load((REPOSITORY / "workflow" / "suites" / f"{suite}.yaml").read_text())
     data["tasks"] = {task: data["tasks"][task] | {"items": items} for task in tasks}
-    data["groups"] = {"all": tasks}
+    data |= {"groups": {"all": tasks}, "average": []}
     (scratch / f"{suite}.yaml").write_text(yaml.safe_dump(data))
     (scratch / "more.yaml").write_text(
         yaml.safe_dump({"suites": [str(scratch / f"{suite}.yaml")], "device": options.device})
