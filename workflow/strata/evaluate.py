@@ -22,7 +22,7 @@ from strata.items import beginning, continuations, read_documents
 from strata.loading import check_device, check_length, check_loaded
 from strata.recipe import KINDS, Recipe, canonical, digest, kind_of
 from strata.score.answers import Answers
-from strata.sources import FILES
+from strata.sources import FILES, globs
 from strata.statistics import Samples, score
 from strata.store import Built, Object
 from strata.tokens import overlap
@@ -98,8 +98,7 @@ def documents(root: Path, task: Mapping[str, Any]) -> tuple[list[dict[str, Any]]
     """What is asked in a task, and the texts that no training data may hold, by the names of documents."""
     folder = store.require(root, task["source"]).path / FILES
     if task["kind"] == "bigbench":
-        files = [task["file"]] if isinstance(task["file"], str) else task["file"]
-        drawn = questions(folder, files, shots=task["shots"], items=task["items"], seed=task["seed"])
+        drawn = questions(folder, globs(task["file"]), shots=task["shots"], items=task["items"], seed=task["seed"])
         return drawn, {item["id"]: item["question"] for item in drawn}
     texts = read_documents(folder)
     if task["kind"] == "bits_per_byte":

@@ -25,7 +25,7 @@ from strata.formats import (
     to_markdown,
     to_tex,
     warnings,
-)  # fmt: skip
+)
 from strata.runs import Cost, cost
 from strata.sources import name_of
 from strata.statistics import score as score_of

@@ -62,7 +62,7 @@ def fetch(root: Path, recipe: Recipe, location: str) -> Object:
 def name_of(pin: Mapping[str, Any], location: str = "") -> str:
     """What a reader calls this source: `package==1.0, member`, `owner/name@revision` or its path."""
     if "package" in pin:
-        return ", ".join([pin["package"], *_globs(pin["file"])])
+        return ", ".join([pin["package"], *globs(pin["file"])])
     if "dataset" in pin:
         return ", ".join([f"{pin['dataset']}@{pin['revision']}", *([pin["file"]] if "file" in pin else [])])
     return f"{pin['hub']}@{pin['revision']}" if "hub" in pin else location
@@ -87,7 +87,7 @@ def tree_sha256(folder: Path, one_file: bool) -> str:
 def bring(pin: Mapping[str, Any], location: str, folder: Path) -> None:
     """Copy the files of a source into `folder`, unverified. Raises SourceError when there are none."""
     if "package" in pin:
-        _package(pin["package"], _globs(pin["file"]), folder)
+        _package(pin["package"], globs(pin["file"]), folder)
     elif "hub" in pin:
         _hub(pin["hub"], pin["revision"], folder, HUB_FILES, NOT_HUB_FILES)
     elif "dataset" in pin:
@@ -142,7 +142,8 @@ def _matches(member: str, patterns: list[str]) -> bool:
     return any(fnmatch.fnmatchcase(member, pattern) for pattern in patterns)
 
 
-def _globs(file: str | list[str]) -> list[str]:
+def globs(file: str | list[str]) -> list[str]:
+    """What a config or suite says under `file`, as a list."""
     return [file] if isinstance(file, str) else file
 
 

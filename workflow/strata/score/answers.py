@@ -15,7 +15,8 @@ class Answers:
     """A file of answers for each of an evaluation's calls of the model, below `folder`.
 
     Its first line says which model was asked (`digest`, of its content) and what, in which batches; each other one is a
-    batch. A line that was cut short, and a file that answers something else, count for nothing.
+    batch. A file that answers something else counts for nothing, and so does a line that was cut short or is not that
+    of the next batch, as two processes might leave it, with all that follows.
     """
 
     def __init__(self, folder: Path, digest: str) -> None:
@@ -31,16 +32,16 @@ class Answers:
         self._calls += 1
         made = [[number for row in batch.rows for number, *_ in row.answers] for batch in batches]
         head = canonical({"model": self._digest, "asked": digest(canonical([asked, made]))})
-        lines = (
-            self._file.read_bytes().split(b"\n")[:-1] if self._file.exists() else []
-        )  # what follows the last \n was cut
+        # What follows the last line's end was cut short.
+        lines = self._file.read_bytes().split(b"\n")[:-1] if self._file.exists() else []
+        kept = lines[1:] if lines[:1] == [head.encode()] else []
         found = []
-        for line, numbers in zip(lines[1:] if lines[:1] == [head.encode()] else [], made, strict=False):
+        for line, numbers in zip(kept, made, strict=False):
             answered = _read(line)
             if list(answered) != numbers:
                 break
             found.append(answered)
-        self._file.write_bytes(b"".join(line + b"\n" for line in [head.encode(), *lines[1 : 1 + len(found)]]))
+        self._file.write_bytes(b"".join(line + b"\n" for line in [head.encode(), *kept[: len(found)]]))
         return found
 
     def add(self, answered: Mapping[int, Answer]) -> None:

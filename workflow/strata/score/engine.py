@@ -37,7 +37,7 @@ def answer(model: Any, batches: Sequence[Batch], done: int = 0) -> Iterator[dict
     cache: Any = None
     for batch in batches[done:]:
         with torch.inference_mode():
-            if len(batch.prefix) and (prefix is None or list(prefix) != list(batch.prefix)):
+            if len(batch.prefix) and batch.prefix is not prefix:  # the batches of a task share one
                 prefix, cache = batch.prefix, _read(model, batch.prefix)
             yield _answer(model, batch, cache if len(batch.prefix) else None)
 
