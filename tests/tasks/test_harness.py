@@ -27,7 +27,7 @@ from strata.merge import merge
 from strata.report.page import write_report
 from strata.score.statistics import Samples, measure
 from strata.sources import fetch
-from strata.tasks import harness, kinds, taskfiles
+from strata.tasks import harness, kinds, splits, taskfiles
 
 SUBJECTS = ["anatomy", "college_physics"]
 # sha256 of the requests that lm-eval b281b09 itself made of these rows: its evaluator's loop over its own task classes.
@@ -386,6 +386,21 @@ def test_a_folder_does_not_leave_its_home(own: Path, folder: str) -> None:
     (own / "own.yaml").write_text(text)
     with pytest.raises(ConfigError):
         load(["config.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.parquet", b"PAR1", "cannot be read as parquet"),
+        ("a.jsonl", b'{"text": "x"}\n7\n', "a.jsonl, row 2"),
+        ("a.jsonl", b"\n", "no rows"),
+        ("a.json", b"{}", "not a list of rows"),
+    ],
+)
+def test_a_file_of_a_split_that_holds_no_rows_is_told(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(EvaluationError, match=said):
+        splits.splits(tmp_path, {"test": name}, "")
 
 
 def test_a_split_without_a_file_is_told(six: Path) -> None:

@@ -1,22 +1,21 @@
 """Rows: training data as a source holds it, brought into one shape; what cannot be one is told with its place.
 
-A .txt file is one document. A line of .jsonl, an element of the list in a .json and a record of .parquet are one row.
-Files are read in order of path, a row at a time; only a .json is read whole. A text may be empty: many data sets have
-a few such rows, which `tokens` leaves out and counts.
+A .txt file is one document; in others a record is one row. Files are read in order of path, a row at a time. A text may
+be empty: many data sets have a few such rows, which `tokens` leaves out and counts.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from strata.errors import TrainingError
+from strata.records import SUFFIXES, decoded, records
 
 ROLES = ("system", "user", "assistant")
-_BATCH = 1024  # records of a parquet file held at a time
+_DOCUMENT = ".txt"
 _TAKES = {"text": "pretrain", "instructions": "sft", "preferences": "dpo"}  # the operation that learns from a form
 _KEYS = {
     "text": "`text`",
@@ -56,10 +55,11 @@ def documents(folder: Path) -> Iterator[Document]:
     Raises:
         TrainingError: a file or row that is none; files of several types; no document at all.
     """
-    if {file.suffix for file in _files(folder)} == {".txt"}:
+    if {file.suffix for file in _files(folder)} == {_DOCUMENT}:
         for file in _files(folder):
             where = file.relative_to(folder).as_posix()
-            yield Document(where, _text(where, {"text": _decoded(file.read_bytes(), where)}, "text", "text"))
+            text = decoded(file.read_bytes(), where, TrainingError)
+            yield Document(where, _text(where, {"text": text}, "text", "text"))
     else:
         for where, row in _rows(folder):
             yield Document(where, _text(where, row, "text", "text"))
@@ -157,14 +157,15 @@ def _wrong(what: str, where: str, expected: str = "", got: object = "", todo: st
 
 
 def _rows(folder: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every row with its place, such as `a.jsonl, row 3`; for .jsonl the number is that of the line."""
+    """Every row with its place."""
     none = True
     for file in _files(folder):
         name = file.relative_to(folder).as_posix()
-        for number, row in _READERS[file.suffix](file, name):
-            none, where = False, f"{name}, row {number}"
-            if not isinstance(row, dict):
-                raise _wrong("a row is not an object of fields", where, "{field: value, ...}", type(row).__name__)
+        if file.suffix == _DOCUMENT:
+            todo = "`pretrain` takes it; name other data"
+            raise _wrong("a .txt holds a document, no rows", name, "files of rows", todo=todo)
+        for where, row in records(file, name, TrainingError):
+            none = False
             yield where, row
     if none:
         raise _wrong("the data has no rows", folder.as_posix(), todo="use another source, or another `file` of it")
@@ -173,61 +174,12 @@ def _rows(folder: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _files(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     kinds = {file.suffix for file in files}
-    if len(kinds) != 1 or not kinds <= _READERS.keys():
+    if len(kinds) != 1 or not kinds <= {_DOCUMENT, *SUFFIXES}:
         examples = {file.suffix: file.relative_to(folder).as_posix() for file in reversed(files)}
         raise TrainingError(
             "training data must be files of one known type", where=folder,
-            expected=f"files of one of {', '.join(_READERS)}",
+            expected=f"files of one of {', '.join((_DOCUMENT, *SUFFIXES))}",
             got=", ".join(sorted(examples.values())) or "no file",
             todo="choose with the source's `file`, a glob such as `data/*.jsonl`",
         )  # fmt: skip
     return files
-
-
-def _no_rows(file: Path, name: str) -> Iterator[tuple[int, Any]]:
-    raise _wrong("a .txt holds a document, no rows", name, "files of rows", todo="`pretrain` takes it; name other data")
-
-
-def _jsonl(file: Path, name: str) -> Iterator[tuple[int, Any]]:
-    with file.open("rb") as stream:  # bytes: text would also be split at other ends of lines, inside of strings
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                yield number, _parsed(line, f"{name}, row {number}", "a JSON object on every line")
-
-
-def _json(file: Path, name: str) -> Iterator[tuple[int, Any]]:
-    value = _parsed(file.read_bytes(), name, "one JSON list; name a file of a row on every line .jsonl")
-    if not isinstance(value, list):
-        raise _wrong("a .json file is not a list of rows", name, "[{...}, ...]", type(value).__name__)
-    return enumerate(value, 1)
-
-
-def _parquet(file: Path, name: str) -> Iterator[tuple[int, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(file) as opened:
-            yield from enumerate((row for batch in opened.iter_batches(_BATCH) for row in batch.to_pylist()), 1)
-    except (pyarrow.ArrowException, OSError) as error:
-        got = str(error).split("\n")[0]
-        raise _wrong("cannot be read as parquet", name, got=got, todo="replace the file by one that can") from None
-
-
-def _parsed(data: bytes, where: str, expected: str) -> Any:
-    try:
-        return json.loads(_decoded(data, where))
-    except (ValueError, RecursionError) as error:
-        raise _wrong("not JSON", where, expected, str(error)) from None
-
-
-def _decoded(data: bytes, where: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _wrong("not UTF-8", where, got=f"byte {error.start}", todo="convert the file to UTF-8") from None
-
-
-_READERS: dict[str, Callable[[Path, str], Iterator[tuple[int, Any]]]] = {
-    ".txt": _no_rows, ".jsonl": _jsonl, ".json": _json, ".parquet": _parquet,
-}  # fmt: skip

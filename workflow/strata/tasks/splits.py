@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from strata.errors import EvaluationError
-
-_READ = {".jsonl", ".json", ".parquet"}
+from strata.records import SUFFIXES, records
 
 
 def splits(data: Path, files: Mapping[str, str], name: str) -> Any:
@@ -22,7 +20,9 @@ def splits(data: Path, files: Mapping[str, str], name: str) -> Any:
         matching = sorted(path for path in data.rglob("*") if path.is_file() and _is(path.relative_to(data), wanted))
         if not matching:
             raise EvaluationError("no file matches", where=data, expected=wanted, todo=f"mend `files`, {split}")
-        rows = [row for path in matching for row in _rows(path)]
+        rows = [row for path in matching for _, row in records(path, str(path), EvaluationError)]
+        if not rows:
+            raise EvaluationError("a split has no rows", where=data, got=wanted, todo=f"mend `files`, {split}")
         try:
             found[split] = datasets.Dataset.from_list(rows)
         except (ValueError, TypeError) as error:  # pyarrow's errors are such
@@ -33,23 +33,4 @@ def splits(data: Path, files: Mapping[str, str], name: str) -> Any:
 
 
 def _is(path: Path, pattern: str) -> bool:
-    return path.suffix in _READ and len(path.parts) == len(Path(pattern).parts) and path.match(pattern)
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    try:
-        if file.suffix == ".parquet":
-            import pyarrow.parquet
-
-            rows = pyarrow.parquet.read_table(file).to_pylist()
-        elif file.suffix == ".json":
-            rows = json.loads(file.read_bytes())
-        else:
-            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
-        if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-            raise ValueError("no list of rows with fields")
-    except (ValueError, OSError) as error:
-        raise EvaluationError(
-            "not a file of rows", where=file, expected="parquet, a JSON list or JSON lines", got=str(error)[:200]
-        ) from None
-    return rows
+    return path.suffix in SUFFIXES and len(path.parts) == len(Path(pattern).parts) and path.match(pattern)

@@ -59,9 +59,7 @@ def leaves(index: Mapping[str, Any], name: str, folder: Path) -> Iterator[str]:
 
 def check_includes(file: Path, folder: Path) -> None:
     """Refuse a task file that rests on one outside the folder, whose content the evaluation's id would not cover."""
-    for named in re.findall(
-        r"""^["']?include["']?\s*:\s*["']?([^"'\n#]+)""", file.read_text(encoding="utf-8"), re.MULTILINE
-    ):
+    for named in _INCLUDE.findall(file.read_text(encoding="utf-8")):
         included = (file.parent / named.strip()).resolve()
         if not included.is_relative_to(folder.resolve()):
             raise EvaluationError(
