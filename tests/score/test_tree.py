@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from strata.score.tree import PAD, PREFIX, Request, cut, plan
 
 TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=6).map(tuple)
-REQUESTS = st.lists(st.builds(Request, TOKENS, TOKENS), min_size=1, max_size=12)
+BEGINNINGS = st.sampled_from([(), (7,) * PREFIX, (8,) * (PREFIX + 3)])
+CONTEXTS = st.builds(lambda begin, rest: (*begin, *rest), BEGINNINGS, TOKENS)
+REQUESTS = st.lists(st.builds(Request, CONTEXTS, TOKENS), min_size=1, max_size=12)
 
 
 @given(REQUESTS, st.integers(1, 4), st.integers(1, 20), st.booleans())
@@ -55,6 +57,15 @@ def test_what_a_task_begins_with_is_read_once_and_other_tasks_do_not_shorten_it(
     first, second = plan([*ours, *others], ["a"] * 3 + ["b"] * 2, 8, 100, shared=True)
     assert tuple(first.prefix) == shots and [len(row.tokens) for row in first.rows] == [2, 2, 2]
     assert not len(second.prefix) and second.is_causal
+
+
+def test_a_task_of_several_files_has_a_beginning_for_each() -> None:
+    """As with few-shot examples from each file. A question that begins as no other is read without one."""
+    one, other = tuple(range(PREFIX + 8)), tuple(range(100, PREFIX + 105))
+    contexts = [(*one, 1), (*other, 2), (*other, 3), (*one, 4), (5,) * (PREFIX + 9)]
+    batches = plan([Request(context, (1,)) for context in contexts], ["a"] * 5, 8, 100, shared=True)
+    assert [tuple(batch.prefix) for batch in batches] == [one, other, ()]
+    assert [[number for row in batch.rows for number, *_ in row.answers] for batch in batches] == [[0, 3], [1, 2], [4]]
 
 
 def test_a_short_common_beginning_is_not_worth_a_pass() -> None:

@@ -1,12 +1,12 @@
 """Trees: requests with one context as one row, so that a model reads the context once. numpy only.
 
 A row holds a context and, behind it, each of its continuations but for its last token; a branch sees the context and
-itself. Requests of one task mostly begin alike (few-shot examples), and that beginning is read once for all rows.
+itself. Requests of one task mostly begin alike (few-shot examples), and a beginning is read once for all its rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
-PREFIX = 32  # tokens: a shorter common beginning is not worth a forward pass of its own
+PREFIX = 32  # tokens: contexts that share fewer do not begin alike, as these are not worth a forward pass of their own
 PAD = -1  # the branch of padding
 
 
@@ -85,36 +85,49 @@ def cut(request: Request, longest: int) -> Request:
 
 
 def plan(requests: Sequence[Request], tasks: Sequence[str], rows: int, scored: int, shared: bool) -> list[Batch]:
-    """Batches that answer all requests: of at most `rows` rows each, of one task, the longest first.
+    """Batches that answer all requests: of at most `rows` rows each, of one task and one beginning, the longest first.
 
     Nothing but the requests decides what is in which batch, so that a run that goes on makes the same ones.
 
     Args:
         scored: at most so many logits in a batch, unless one row has more.
-        shared: whether requests of one context share a row, and rows of one task their beginning.
+        shared: whether requests of one context share a row, and rows of one task that begin alike their beginning.
     """
     batches: list[Batch] = []
     for task in dict.fromkeys(tasks):
-        numbers = [number for number, of in enumerate(tasks) if of == task]
         contexts: dict[object, list[int]] = {}
-        for number in numbers:
+        for number in (number for number, of in enumerate(tasks) if of == task):
             contexts.setdefault(requests[number].context if shared else number, []).append(number)
-        first = [requests[group[0]].context for group in contexts.values()]
-        begin = _common(first) if shared and len(first) > 1 else 0
-        begin = begin if begin >= PREFIX else 0
-        made = [_row(requests, group, begin) for group in contexts.values()]
-        made.sort(key=lambda row: -len(row.tokens))  # stable: rows of one length stay in the order of their requests
-        prefix = np.array(first[0][:begin], np.int64)
-        for part in _parts(made, rows, scored):
-            batches.append(Batch(prefix, tuple(part)))
+        for begin, groups in _beginnings(requests, list(contexts.values()), shared):
+            made = [_row(requests, group, len(begin)) for group in groups]
+            made.sort(key=lambda row: -len(row.tokens))  # stable: rows of one length stay in the requests' order
+            prefix = np.array(begin, np.int64)
+            batches += [Batch(prefix, tuple(part)) for part in _parts(made, rows, scored)]
     return batches
 
 
-def _common(contexts: Sequence[tuple[int, ...]]) -> int:
-    """How many tokens all contexts begin with alike; at least one is left to each."""
+def _beginnings(
+    requests: Sequence[Request], groups: Sequence[list[int]], shared: bool
+) -> Iterator[tuple[tuple[int, ...], list[list[int]]]]:
+    """What groups of requests with one context begin with, and those that do: nothing, where no other begins alike."""
+    alike: dict[tuple[int, ...], list[list[int]]] = {}
+    for group in groups:
+        context = requests[group[0]].context
+        alike.setdefault(context[:PREFIX] if shared and len(context) > PREFIX else (), []).append(group)
+    rest: list[list[int]] = []
+    for key, found in alike.items():
+        if key and len(found) > 1:
+            yield _common([requests[group[0]].context for group in found]), found
+        else:
+            rest += found
+    yield (), rest
+
+
+def _common(contexts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """What all contexts begin with; at least one token is left to each."""
     low, high = min(contexts), max(contexts)  # of sorted sequences, the outermost two differ first
     most = min(len(context) for context in contexts) - 1
-    return next((n for n in range(most) if low[n] != high[n]), most)
+    return low[: next((n for n in range(most) if low[n] != high[n]), most)]
 
 
 def _row(requests: Sequence[Request], group: Sequence[int], begin: int) -> Row:
