@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,13 +25,13 @@ class Answers:
         self._calls = 0
         self._file = folder
 
-    def begin(self, asked: Any, batches: Sequence[Sequence[int]]) -> list[dict[int, Any]]:
-        """Start the next call: what is asked, as JSON, in batches of numbers. Returns the answers that are there
+    def begin(self, asked: Sequence[Any], batches: Sequence[Sequence[int]]) -> list[dict[int, Any]]:
+        """Start the next call: what is asked, each as JSON, in batches of numbers. Returns the answers that are there
         already, of the first batches."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._file = self._folder / f"{self._calls}.jsonl"
         self._calls += 1
-        head = canonical({"model": self._digest, "asked": digest(canonical([asked, batches]))})
+        head = canonical({"model": self._digest, "asked": _digest(asked), "batches": digest(canonical(batches))})
         # What follows the last line's end was cut short.
         lines = self._file.read_bytes().split(b"\n")[:-1] if self._file.exists() else []
         kept = lines[1:] if lines[:1] == [head.encode()] else []
@@ -47,6 +48,14 @@ class Answers:
         """Keep the answers of one batch more."""
         with self._file.open("ab") as file:
             file.write(canonical(list(answered.items())).encode() + b"\n")
+
+
+def _digest(asked: Sequence[Any]) -> str:
+    """One after the other: as one text, the requests of a few-shot task can be hundreds of megabytes."""
+    found = hashlib.sha256()
+    for one in asked:
+        found.update(canonical(one).encode() + b"\n")
+    return found.hexdigest()
 
 
 def _read(line: bytes) -> dict[int, Any]:
