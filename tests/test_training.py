@@ -175,7 +175,7 @@ MISTAKES = [
     ("pretrain", "data: {odl: 1}, tokens: 10_000", ["no such source", "variants.x.pretrain.data.odl", "old, new", "odl"]),
     ("pretrain", "data: {m: 1}, tokens: 10_000", ["`m` is a model, not data", "variants.x.pretrain.data.m"]),
     ("pretrain", "data: {scored: 1}, tokens: 10_000", ["what the suite tiny is scored on", "pretrain.data.scored"]),
-    ("pretrain", "data: {old: 1}, tokens: 8_191", ["smaller than one batch", "pretrain.tokens", "8 windows of 1024 tokens: 8,192", "8,191"]),
+    ("pretrain", "data: {old: 1}, tokens: 8_191", ["smaller than one batch", "pretrain.tokens", "8 x 1024 tokens: 8,192", "8,191"]),
     ("pretrain", f"{PRETRAIN}, batch: 6, micro_batch: 4", ["no multiple of the micro-batch", "pretrain.micro_batch", "the batch, 6", "4"]),
     ("pretrain", f"{PRETRAIN}, processes: 3", ["cannot be divided among the processes", "pretrain.batch", "3 processes", "8"]),
     ("pretrain", f"{PRETRAIN}, processes: 2, micro_batch: 3", ["pretrain.micro_batch", "4, each process's share"]),

@@ -137,7 +137,7 @@ def _check_numbers(training: Training, place: Place) -> None:
     if isinstance(training, Pretrain) and training.tokens < batch * training.length:
         raise place.error(
             "the token budget is smaller than one batch", "tokens",
-            expected=f"at least {batch} window{'s' * (batch > 1)} of {training.length} tokens: {batch * training.length:,}",
+            expected=f"at least {batch} x {training.length} tokens: {batch * training.length:,}",
             got=f"{training.tokens:,}",
         )  # fmt: skip
     if not isinstance(training, Dpo) and training.heldout is None:
