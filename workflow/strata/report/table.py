@@ -27,7 +27,7 @@ from strata.variant import Variant
 Require = Callable[[str], Object]  # id -> the object, opened and checked once
 Found = dict[tuple[str, str], tuple[Samples, str]]  # by (suite, task): samples, and the digest of their requests
 NAMES = {
-    "bits_per_byte": "bits per byte", "acc": "accuracy", "acc_norm": "accuracy", "mc2": "true share",
+    "bits_per_byte": "bits per byte", "acc": "accuracy", "acc_norm": "normalised accuracy", "mc2": "true share",
     "exact_match": "exact match", "score": "score",
 }  # fmt: skip
 
