@@ -9,8 +9,13 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -140,15 +145,35 @@ def test_a_damaged_object_goes_to_quarantine_and_is_rebuilt_by_the_next_run(tmp_
     store.verify(store.publish(tmp_path, RECIPE, writing()))
 
 
+def test_who_comes_second_waits_for_what_the_first_builds(tmp_path: Path) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(folder: Path) -> Built:
+        begun.set()
+        go_on.wait()
+        return writing()(folder)
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(store.publish, tmp_path, RECIPE, slow)
+        begun.wait()
+        second = pool.submit(store.publish, tmp_path, RECIPE, never)
+        time.sleep(0.1)
+        assert not second.done()
+        go_on.set()
+        assert first.result() == second.result()
+    assert not list((tmp_path / "leases").iterdir())
+
+
 def race(tmp_path: Path, recipe: Recipe, winner: str, loser: str) -> store.Object:
-    """Publish `winner` while `loser` is being built."""
+    """Publish `winner` while `loser` is being built, as where leases fail."""
 
     def slow(folder: Path) -> Built:
         built = writing(loser)(folder)
         store.publish(tmp_path, recipe, writing(winner))
         return built
 
-    return store.publish(tmp_path, recipe, slow)
+    with patch.object(store, "lease", lambda *_: nullcontext()):
+        return store.publish(tmp_path, recipe, slow)
 
 
 def test_the_loser_of_a_race_takes_the_winners_object(tmp_path: Path) -> None:

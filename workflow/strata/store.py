@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from strata.errors import NonDeterministic, SpaceError, StoreError, UsageError
+from strata.lease import is_alive, lease
 from strata.recipe import DETERMINISTIC, Recipe, canonical, digest, kind_of
 
 FORMAT = 1
@@ -115,7 +116,8 @@ def verify(found: Object) -> None:
 def publish(root: Path, recipe: Recipe, build: Callable[[Path], Built]) -> Object:
     """The object of this recipe: the one in the store, or else what `build` writes into the folder it is given.
 
-    An existing object costs a check and a new manifest copy. A process that loses a race drops its own work.
+    An existing object costs a check and a new manifest copy. A process that finds another at work on it waits for
+    what that one makes; one that loses a race all the same drops its own work.
 
     Raises:
         StoreError: the object in the store is damaged; it is in quarantine now, and the next run rebuilds it.
@@ -126,7 +128,8 @@ def publish(root: Path, recipe: Recipe, build: Callable[[Path], Built]) -> Objec
         _mark(root)
         done = _accept(root, recipe)
         if done is None:
-            done = _build(root, recipe, build)
+            with lease(root, recipe.id, lambda: _accept(root, recipe)) as made:
+                done = made or _build(root, recipe, build)
         _copy_manifest(root, done)
     return done
 
@@ -236,18 +239,8 @@ def sweep(folder: Path, id: str) -> None:
     """Remove what processes of this machine that are dead left of the same id."""
     for path in folder.glob(f"{id}.{socket.gethostname()}.*") if folder.is_dir() else ():
         process = path.name.split(".")[-2]
-        if process.isdigit() and not _alive(int(process)):
+        if process.isdigit() and not is_alive(int(process)):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _manifest(scratch: Path, recipe: Recipe, built: Built) -> dict[str, Any]:

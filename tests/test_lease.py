@@ -1,0 +1,128 @@
+"""Leases: a second process waits for what the first one makes, and does it itself once that one is dead."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from strata import lease as leases
+from strata.lease import lease
+
+ID = "merge-0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "BEAT", 0.02)
+    monkeypatch.setattr(leases, "PATIENCE", 0.5)
+
+
+def hold(root: Path, **changes: object) -> Path:
+    """A lease as another process would hold it, without its beat."""
+    folder = root / "leases" / ID
+    folder.mkdir(parents=True)
+    owner = {"host": "elsewhere", "process": 7, "job": "", "restart": "", "token": "x"} | changes
+    (folder / "owner.json").write_text(json.dumps(owner))
+    return folder
+
+
+def beating(folder: Path, seconds: float) -> threading.Thread:
+    def beat() -> None:
+        for number in range(int(seconds / 0.02)):
+            (folder / "beat").write_text(str(number))
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    return thread
+
+
+def test_a_lease_is_there_while_it_is_held_and_no_longer(tmp_path: Path) -> None:
+    with lease(tmp_path, ID, lambda: None) as made:
+        assert made is None
+        assert json.loads((tmp_path / "leases" / ID / "owner.json").read_text())["process"] == os.getpid()
+    assert not list((tmp_path / "leases").iterdir())
+
+
+def test_it_is_given_back_when_the_work_fails(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), lease(tmp_path, ID, lambda: None):
+        raise RuntimeError
+    assert not list((tmp_path / "leases").iterdir())
+
+
+def test_who_waits_gets_what_the_other_makes(tmp_path: Path) -> None:
+    """Longer than an owner without a beat would count as alive."""
+    thread = beating(hold(tmp_path), 1.5)
+    since = time.monotonic()
+    with lease(tmp_path, ID, lambda: "object" if time.monotonic() - since > 1 else None) as made:
+        assert made == "object"
+    thread.join()
+    assert (tmp_path / "leases" / ID).exists()  # it is the other's
+
+
+def test_an_owner_whose_beat_stands_still_is_dead(tmp_path: Path) -> None:
+    thread = beating(hold(tmp_path), 0.3)
+    thread.join()
+    with lease(tmp_path, ID, lambda: None) as made:
+        assert made is None
+        assert json.loads((tmp_path / "leases" / ID / "owner.json").read_text())["host"] == socket.gethostname()
+    assert not list((tmp_path / "leases").iterdir())
+
+
+def test_a_lease_that_does_not_say_whose_it_is_is_waited_for_and_taken(tmp_path: Path) -> None:
+    """Its owner died between making the folder and writing its name."""
+    (hold(tmp_path) / "owner.json").unlink()
+    since = time.monotonic()
+    with lease(tmp_path, ID, lambda: None) as made:
+        assert made is None and time.monotonic() - since >= leases.PATIENCE
+
+
+@pytest.mark.parametrize("whose", ["a dead process of this machine", "the same job before it was queued again"])
+def test_an_owner_known_to_be_dead_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    monkeypatch.setattr(leases, "PATIENCE", 1e9)
+    if whose == "the same job before it was queued again":
+        monkeypatch.setenv("SLURM_JOB_ID", "12")
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        hold(tmp_path, job="12", restart="")
+    else:
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        hold(tmp_path, host=socket.gethostname(), process=ended.pid)
+    with lease(tmp_path, ID, lambda: None) as made:
+        assert made is None
+
+
+def test_a_lease_that_was_taken_over_is_left_to_its_new_owner(tmp_path: Path) -> None:
+    """As after a machine was cut off for a while: it goes on, and must not end the other's lease."""
+    with lease(tmp_path, ID, lambda: None):
+        owner = tmp_path / "leases" / ID / "owner.json"
+        owner.write_text(json.dumps(json.loads(owner.read_text()) | {"host": "elsewhere", "token": "x"}))
+        time.sleep(0.1)
+    assert json.loads(owner.read_text())["host"] == "elsewhere"
+
+
+def test_of_many_that_come_at_once_one_builds(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def work(number: int) -> None:
+        with lease(tmp_path, ID, lambda: made[0] if made else None) as found:
+            if found is None:
+                time.sleep(0.2)
+                made.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1

@@ -1,0 +1,159 @@
+"""Leases: who is at work on an id, so that a second process waits for what the first one makes.
+
+    <root>/leases/<id>/owner.json   who: host, process, the scheduler's job
+    <root>/leases/<id>/beat         changes for as long as its owner lives
+
+A lease saves work and carries no correctness: where it fails, two processes make one object, and the store takes the
+first. Clocks of machines are never compared: who waits sees by its own whether the beat goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+BEAT = 5.0  # seconds between two beats
+PATIENCE = 90.0  # seconds without one after which an owner counts as dead: long for a network's file system
+_Made = TypeVar("_Made")
+_logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def lease(root: Path, id: str, find: Callable[[], _Made | None]) -> Iterator[_Made | None]:
+    """Hold the lease of an id. Waits while another process holds it and lives.
+
+    Yields:
+        What `find` found while waiting; or None, and then it is the caller's to make.
+    """
+    folder = root / "leases" / id
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    own = _self()
+    made = _wait(folder, own, find)
+    if made is not None:
+        yield made
+        return
+    ended = threading.Event()
+    thread = threading.Thread(target=_beat, args=(folder, own, ended), daemon=True)
+    thread.start()
+    try:
+        yield None
+    finally:
+        ended.set()
+        thread.join()
+        if _owner(folder) == own:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait(folder: Path, own: dict[str, Any], find: Callable[[], _Made | None]) -> _Made | None:
+    """Return what was made in the meantime, or take the lease and return None."""
+    said = False
+    seen, since = None, time.monotonic()
+    while True:
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            pass
+        else:
+            (folder / "owner.json").write_text(json.dumps(own))
+            made = find() if said else None  # who was waited for may have ended since the last look
+            if made is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+            return made
+        made = find()
+        if made is not None:
+            return made
+        owner, beat = _owner(folder), _read(folder / "beat")
+        if (owner, beat) != seen:
+            seen, since = (owner, beat), time.monotonic()
+        if _is_gone(owner, own) or time.monotonic() - since > PATIENCE:
+            _logger.info("the lease of %s is taken over from %s, which is dead", folder.name, _told(owner))
+            _take(folder)
+            continue
+        if not said:
+            _logger.warning("waiting for %s, which is at work on %s", _told(owner), folder.name)
+            said = True
+        time.sleep(min(BEAT, PATIENCE / 10))
+
+
+def _take(folder: Path) -> None:
+    """Put a dead owner's lease aside: by a rename, so that of several that wait one does it."""
+    aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    try:
+        folder.rename(aside)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _beat(folder: Path, own: dict[str, Any], ended: threading.Event) -> None:
+    number = 0
+    while not ended.wait(BEAT):
+        if _owner(folder) != own:  # taken over by one that thought us dead: it is that one's now
+            return
+        number += 1
+        with suppress(OSError):  # a full disk: whoever waits will do the work as well
+            (folder / "beat").write_text(str(number))
+
+
+def _self() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "job": os.environ.get("SLURM_JOB_ID", ""),
+        "restart": os.environ.get("SLURM_RESTART_COUNT", ""),
+        "token": secrets.token_hex(8),
+    }
+
+
+def _owner(folder: Path) -> dict[str, Any] | None:
+    """Who holds a lease; None while it is being taken, or when nobody does."""
+    try:
+        found = json.loads(_read(folder / "owner.json"))
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and found.keys() == _self().keys() else None
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
+
+
+def _is_gone(owner: dict[str, Any] | None, own: dict[str, Any]) -> bool:
+    """Whether an owner is known to be dead: a process of this machine that is not there, or a job that was queued
+    again, as ourselves."""
+    if owner is None:
+        return False
+    if own["job"] and owner["job"] == own["job"]:
+        return bool(owner["restart"] != own["restart"])
+    return bool(owner["host"] == own["host"]) and not is_alive(owner["process"])
+
+
+def is_alive(process: int) -> bool:
+    """Whether there is such a process on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _told(owner: dict[str, Any] | None) -> str:
+    if owner is None:
+        return "a process that did not say who it is"
+    job = f", Slurm job {owner['job']}" if owner["job"] else ""
+    return f"process {owner['process']} on {owner['host']}{job}"
