@@ -78,8 +78,8 @@ def test_an_owner_whose_beat_stands_still_is_dead(tmp_path: Path) -> None:
 
 
 def test_a_lease_that_does_not_say_whose_it_is_is_waited_for_and_taken(tmp_path: Path) -> None:
-    """Its owner died between making the folder and writing its name."""
-    (hold(tmp_path) / "owner.json").unlink()
+    """As where a file system brings a file before its content."""
+    (hold(tmp_path) / "owner.json").write_text("")
     since = time.monotonic()
     with lease(tmp_path, ID, lambda: None) as made:
         assert made is None and time.monotonic() - since >= leases.PATIENCE

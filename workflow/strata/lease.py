@@ -9,6 +9,7 @@ first. Clocks of machines are never compared: who waits sees by its own whether 
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -59,12 +60,7 @@ def _wait(folder: Path, own: dict[str, Any], find: Callable[[], _Made | None]) -
     said = False
     seen, since = None, time.monotonic()
     while True:
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            pass
-        else:
-            (folder / "owner.json").write_text(json.dumps(own))
+        if _acquire(folder, own):
             made = find() if said else None  # who was waited for may have ended since the last look
             if made is not None:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -77,7 +73,7 @@ def _wait(folder: Path, own: dict[str, Any], find: Callable[[], _Made | None]) -
             seen, since = (owner, beat), time.monotonic()
         if _is_gone(owner, own) or time.monotonic() - since > PATIENCE:
             _logger.info("the lease of %s is taken over from %s, which is dead", folder.name, _told(owner))
-            _take(folder)
+            _put_aside(folder)
             continue
         if not said:
             _logger.warning("waiting for %s, which is at work on %s", _told(owner), folder.name)
@@ -85,7 +81,23 @@ def _wait(folder: Path, own: dict[str, Any], find: Callable[[], _Made | None]) -
         time.sleep(min(BEAT, PATIENCE / 10))
 
 
-def _take(folder: Path) -> None:
+def _acquire(folder: Path, own: dict[str, Any]) -> bool:
+    """Take a lease that nobody holds, by the rename of a folder that says already whose it is."""
+    mine = folder.with_name(f".{folder.name}.{own['token']}")
+    mine.mkdir()
+    try:
+        (mine / "owner.json").write_text(json.dumps(own))
+        mine.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    finally:
+        shutil.rmtree(mine, ignore_errors=True)
+    return True
+
+
+def _put_aside(folder: Path) -> None:
     """Put a dead owner's lease aside: by a rename, so that of several that wait one does it."""
     aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     try:
