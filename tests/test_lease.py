@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from strata import lease as leases
+from strata.errors import ClusterError
 from strata.lease import lease
 
 ID = "merge-0123456789abcdef0123456789abcdef"
@@ -99,6 +100,16 @@ def test_an_owner_known_to_be_dead_is_not_waited_for(
         ended.wait()
         hold(tmp_path, host=socket.gethostname(), process=ended.pid)
     with lease(tmp_path, ID, lambda: None) as made:
+        assert made is None
+
+
+def test_who_is_not_to_wait_steps_back_from_the_living_and_takes_over_from_the_dead(tmp_path: Path) -> None:
+    thread = beating(hold(tmp_path, job="7"), 0.3)
+    with pytest.raises(ClusterError, match="Slurm job 7"), lease(tmp_path, ID, lambda: None, wait=False):
+        pass
+    thread.join()
+    assert (tmp_path / "leases" / ID).exists()
+    with lease(tmp_path, ID, lambda: None, wait=False) as made:
         assert made is None
 
 

@@ -23,6 +23,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from strata.errors import ClusterError
+
 BEAT = 5.0  # seconds between two beats
 PATIENCE = 90.0  # seconds without one after which an owner counts as dead: long for a network's file system
 _Made = TypeVar("_Made")
@@ -30,16 +32,22 @@ _logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def lease(root: Path, id: str, find: Callable[[], _Made | None]) -> Iterator[_Made | None]:
+def lease(root: Path, id: str, find: Callable[[], _Made | None], wait: bool = True) -> Iterator[_Made | None]:
     """Hold the lease of an id. Waits while another process holds it and lives.
+
+    Args:
+        wait: or else step back: where several machines would stand still for one that waits.
 
     Yields:
         What `find` found while waiting; or None, and then it is the caller's to make.
+
+    Raises:
+        ClusterError: another process is at work on it, and this one is not to wait.
     """
     folder = root / "leases" / id
     folder.parent.mkdir(parents=True, exist_ok=True)
     own = _self()
-    made = _wait(folder, own, find)
+    made = _wait(folder, own, find, wait)
     if made is not None:
         yield made
         return
@@ -55,7 +63,7 @@ def lease(root: Path, id: str, find: Callable[[], _Made | None]) -> Iterator[_Ma
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait(folder: Path, own: dict[str, Any], find: Callable[[], _Made | None]) -> _Made | None:
+def _wait(folder: Path, own: dict[str, Any], find: Callable[[], _Made | None], wait: bool) -> _Made | None:
     """Return what was made in the meantime, or take the lease and return None."""
     said = False
     seen, since = None, time.monotonic()
@@ -70,6 +78,11 @@ def _wait(folder: Path, own: dict[str, Any], find: Callable[[], _Made | None]) -
             return made
         owner, beat = _owner(folder), _read(folder / "beat")
         if (owner, beat) != seen:
+            if seen and owner and owner == seen[0] and not wait:  # it lives: its beat went on
+                raise ClusterError(
+                    "another process is at work on this", where=folder, got=_told(owner),
+                    todo="let it end, or end it, and run again",
+                )  # fmt: skip
             seen, since = (owner, beat), time.monotonic()
         if _is_gone(owner, own) or time.monotonic() - since > PATIENCE:
             _logger.info("the lease of %s is taken over from %s, which is dead", folder.name, _told(owner))

@@ -113,7 +113,7 @@ def verify(found: Object) -> None:
     _check(found, None)
 
 
-def publish(root: Path, recipe: Recipe, build: Callable[[Path], Built]) -> Object:
+def publish(root: Path, recipe: Recipe, build: Callable[[Path], Built], wait: bool = True) -> Object:
     """The object of this recipe: the one in the store, or else what `build` writes into the folder it is given.
 
     An existing object costs a check and a new manifest copy. A process that finds another at work on it waits for
@@ -123,12 +123,13 @@ def publish(root: Path, recipe: Recipe, build: Callable[[Path], Built]) -> Objec
         StoreError: the object in the store is damaged; it is in quarantine now, and the next run rebuilds it.
         NonDeterministic: another process published other content for the same deterministic recipe.
         SpaceError: no space, or no permission.
+        ClusterError: another process is at work on it, and this one is not to `wait`.
     """
     with disk_errors(root):
         _mark(root)
         done = _accept(root, recipe)
         if done is None:
-            with lease(root, recipe.id, lambda: _accept(root, recipe)) as made:
+            with lease(root, recipe.id, lambda: _accept(root, recipe), wait) as made:
                 done = made or _build(root, recipe, build)
         _copy_manifest(root, done)
     return done

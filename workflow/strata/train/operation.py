@@ -66,7 +66,7 @@ def train(root: Path, recipe: Recipe, processes: int = 1) -> Object | None:
             asked.append(ranks.told(True))
             return _build(root, recipe, folder, ranks, stop)
 
-        done = store.publish(root, recipe, build)
+        done = store.publish(root, recipe, build, wait=ranks.size == 1)
         if not asked:
             ranks.told(False)
         shutil.rmtree(home(root, recipe.id) / "snapshots", ignore_errors=True)
