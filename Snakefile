@@ -33,6 +33,7 @@ rule all:
 
 onstart:
     require_scheduler()
+    keep_what_is_needed()
 
 
 onsuccess:

@@ -30,7 +30,7 @@ def hold(root: Path, **changes: object) -> Path:
     """A lease as another process would hold it, without its beat."""
     folder = root / "leases" / ID
     folder.mkdir(parents=True)
-    owner = {"host": "elsewhere", "process": 7, "job": "", "restart": "", "token": "x"} | changes
+    owner = {"host": "elsewhere", "process": 7, "job": "", "restart": "", "token": "x", "needs": []} | changes
     (folder / "owner.json").write_text(json.dumps(owner))
     return folder
 

@@ -107,9 +107,9 @@ ORDER = [
     {"surgery", "training", "store", "relayer", "arithmetic", "lineage", "chat"},
     {"config", "checkpoint", "runs", "importance", "curves"}, {"foreign", "mergekit", "job"},
     {"variant", "restack", "shapes", "sources", "loading"}, {"stages", "tokens", "score", "tasks"}, {"suite", "encode"},
-    {"experiment", "train"},
+    {"experiment", "train"}, {"garbage"},
     {"resources", "links", "initialize", "analyze", "merge", "evaluate", "pin", "standalone", "reference", "forecast"},
-    {"status"}, {"report"}, {"cli"},
+    {"status", "inventory", "operations"}, {"report"}, {"cli"},
 ]  # fmt: skip
 WITHIN = {
     "train": [

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(workflow.basedir, "workflow")))
 from strata import experiment as experiments
 from strata.config import config_files as given_files
 from strata.errors import ClusterError, StoreError, StrataError
+from strata.garbage import mark
 from strata.recipe import digest
 from strata.resources import request
 from strata.status import variant_of
@@ -45,14 +46,18 @@ try:
 except StrataError as error:
     refuse(error)
 
+
 # An object that was deleted by hand while its manifest copy stayed: Snakemake would go on believing in the copy.
-gone = [
-    id for id in EXPERIMENT.jobs if target(RESULTS, id).exists() and not target(RESULTS, id).with_suffix("").is_dir()
-]
-if gone and workflow.is_main_process:
-    refuse(
-        StoreError("objects are gone from the store", got=", ".join(gone[:5]), todo="run `strata verify`, then again")
-    )
+def refuse_if_gone():
+    copies = {id: target(RESULTS, id) for id in EXPERIMENT.jobs}
+    gone = [id for id, copy in copies.items() if copy.exists() and not copy.with_suffix("").is_dir()]
+    if gone:
+        todo = "run `strata verify`, then again"
+        refuse(StoreError("objects are gone from the store", got=", ".join(gone[:5]), todo=todo))
+
+
+if workflow.is_main_process:
+    refuse_if_gone()
 
 NAMES = {}
 for variant in EXPERIMENT.variants.values():
@@ -143,6 +148,12 @@ def all_checkpoints():
 def names_digest():
     """Changes whenever a name, its checkpoint or its evaluations do: the report and the links follow it."""
     return digest(repr([(name, results_of(name)) for name in EXPERIMENT.variants]))
+
+
+def keep_what_is_needed():
+    """Keep what this run needs from `strata store gc`; then see that what it builds on has not just been collected."""
+    mark(RESULTS, CONFIG_FILES, EXPERIMENT)
+    refuse_if_gone()
 
 
 def require_scheduler():

@@ -6,8 +6,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from strata import progress
@@ -89,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     add("verify", _verify, "hash every byte that the config needs; what is damaged goes to quarantine").add_argument(
         "--scores", action="store_true", help="make every score and the report again from the sample logs instead"
     )
+    _add_store(add("store", _store, "what the store holds, and what keeps it", config=False))
     pin = add("pin", _pin, "fill in sha256 and shape of the sources of a config")
     pin.add_argument("--suite", metavar="FILE", type=Path, help="pin a suite file instead")
     pin.add_argument("--shape", action="store_true", help="measure shapes afresh")
@@ -125,63 +125,35 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_store(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(dest="action", required=True, metavar="action")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return actions.add_parser(name, help=text, description=text)
+
+    add("list", "every object, its size, and what keeps it")
+    show = add("show", "what an object is made from, what is in it, and what keeps it")
+    show.add_argument("name", metavar="ID", help="an id, or the first eight characters of its hash")
+    verify = add("verify", "hash every byte; what is damaged goes to quarantine, and nothing is deleted")
+    verify.add_argument("names", metavar="ID", nargs="*", help="objects (default: all)")
+    add("roots", "what keeps objects: variants, the last run of each config, jobs at work")
+    gc = add("gc", "what nothing keeps: told, and removed with --delete")
+    gc.add_argument("--delete", action="store_true", help="remove it")
+    gc.add_argument(
+        "--configfile", nargs="+", metavar="FILE", help="what they need is kept as well, as config.yaml's is"
+    )
+    gc.add_argument("--days", type=float, default=1.0, help="leave what is younger (default: 1)")
+
+
 def _job(options: argparse.Namespace) -> None:
     if options.operation == "merge" and not options.recipe.startswith("{"):
         from strata.standalone import merge_file
 
         print(merge_file(Path(options.recipe), options.out, options.root, _files(options)))
         return
-    from strata.recipe import VERSIONS, Recipe
-    from strata.runs import recorded
+    from strata.operations import run
 
-    recipe = Recipe.from_json(options.recipe)
-    expected = (options.operation, VERSIONS[options.operation])
-    if (recipe.operation, recipe.version) != expected:
-        raise UsageError(
-            "a recipe of another operation or version",
-            expected=f"{expected[0]} version {expected[1]}",
-            got=f"{recipe.operation} version {recipe.version}",
-            todo="run snakemake again: the code has changed since this job was planned",
-        )
-    launches = options.processes > 1 and "RANK" not in os.environ  # then the first of those it starts is recorded
-    with nullcontext() if launches else recorded(options.root, recipe.id):
-        match recipe.operation:
-            case "fetch":
-                from strata.sources import fetch
-
-                fetch(options.root, recipe, options.location)
-            case "init":
-                from strata.initialize import initialize
-
-                initialize(options.root, recipe)
-            case "analyze":
-                from strata.analyze import analyze
-
-                analyze(options.root, recipe)
-            case "merge":
-                from strata.merge import merge
-
-                merge(options.root, recipe)
-            case "tokenize":
-                from strata.tokens import tokenize
-
-                tokenize(options.root, recipe)
-            case "reference":
-                from strata.train.reference import reference
-
-                reference(options.root, recipe)
-            case "pretrain" | "sft" | "dpo":
-                from strata.train.operation import train
-
-                train(options.root, recipe, options.processes)
-            case "encode":
-                from strata.encode import encode
-
-                encode(options.root, recipe)
-            case "evaluate":
-                from strata.evaluate import evaluate
-
-                evaluate(options.root, recipe)
+    run(options.root, options.operation, options.recipe, options.location, options.processes)
 
 
 def _files(options: argparse.Namespace) -> list[str]:
@@ -283,7 +255,7 @@ def _run_to_its_end(command: list[str]) -> int:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from strata import checkpoint, status, store
+    from strata import status
 
     experiment = _experiment(options)
     if options.scores:
@@ -291,23 +263,40 @@ def _verify(options: argparse.Namespace) -> None:
 
         print(page.verify_scores(options.root, experiment))
         return
-    jobs = {job.id: job for v in experiment.variants.values() for job in status.needed(experiment, v)}
+    jobs = [job.id for variant in experiment.variants.values() for job in status.needed(experiment, variant)]
+    _say_verified(options.root, dict.fromkeys(jobs))
+
+
+def _say_verified(root: Path, ids: Iterable[str]) -> None:
+    from strata import inventory
+
     broken = []
-    known: checkpoint.Known = {}
-    for id, job in jobs.items():
-        try:
-            found = store.find(options.root, id)
-            if found:
-                checkpoint.verify(found, known) if job.recipe.kind == "checkpoints" else store.verify(found)
-            else:
-                store.target(options.root, id).unlink(missing_ok=True)
-            print(f"{id}  {'ok' if found else 'not built'}")
-        except StoreError as error:
-            store.reject(options.root, id, str(error))
-            print(f"{id}  DAMAGED, now in quarantine")
+    for id, said, error in inventory.verify(root, ids):
+        print(f"{id}  {said}")
+        if error:
             broken.append(str(error))
     if broken:
         raise StoreError("\n".join(broken), todo="run snakemake: it builds them again")
+
+
+def _store(options: argparse.Namespace) -> None:
+    from strata import inventory, store
+
+    match options.action:
+        case "list":
+            print(inventory.listing(options.root))
+        case "show":
+            print(inventory.description(options.root, options.name))
+        case "verify":
+            ids = [inventory.find(options.root, name) for name in options.names]
+            _say_verified(options.root, ids or store.objects(options.root))
+        case "roots":
+            print(inventory.roots(options.root))
+        case "gc":
+            from strata import garbage
+
+            garbage.mark(options.root, _files(options), _experiment(options))
+            print(inventory.collect(options.root, options.days, options.delete))
 
 
 def _pin(options: argparse.Namespace) -> None:

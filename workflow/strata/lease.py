@@ -1,6 +1,6 @@
 """Leases: who is at work on an id, so that a second process waits for what the first one makes.
 
-    <root>/leases/<id>/owner.json   who: host, process, the scheduler's job
+    <root>/leases/<id>/owner.json   who: host, process, the scheduler's job; and what it reads meanwhile
     <root>/leases/<id>/beat         changes for as long as its owner lives
 
 A lease saves work and carries no correctness: where it fails, two processes make one object, and the store takes the
@@ -18,7 +18,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,10 +32,13 @@ _logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def lease(root: Path, id: str, find: Callable[[], _Made | None], wait: bool = True) -> Iterator[_Made | None]:
+def lease(
+    root: Path, id: str, find: Callable[[], _Made | None], needs: Sequence[str] = (), wait: bool = True
+) -> Iterator[_Made | None]:
     """Hold the lease of an id. Waits while another process holds it and lives.
 
     Args:
+        needs: ids that must stay in the store in the meantime.
         wait: or else step back: where several machines would stand still for one that waits.
 
     Yields:
@@ -46,7 +49,7 @@ def lease(root: Path, id: str, find: Callable[[], _Made | None], wait: bool = Tr
     """
     folder = root / "leases" / id
     folder.parent.mkdir(parents=True, exist_ok=True)
-    own = _self()
+    own = _self() | {"needs": list(needs)}
     made = _wait(folder, own, find, wait)
     if made is not None:
         yield made
@@ -110,6 +113,12 @@ def _acquire(folder: Path, own: dict[str, Any]) -> bool:
     return True
 
 
+def at_work(root: Path) -> dict[str, list[str]]:
+    """The ids that processes are at work on, alive or not, and what each needs."""
+    found = {folder.name: _owner(folder) for folder in (root / "leases").glob("[!.]*")}
+    return {id: owner["needs"] if owner else [] for id, owner in found.items()}
+
+
 def _put_aside(folder: Path) -> None:
     """Put a dead owner's lease aside: by a rename, so that of several that wait one does it."""
     aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
@@ -146,7 +155,7 @@ def _owner(folder: Path) -> dict[str, Any] | None:
         found = json.loads(_read(folder / "owner.json"))
     except ValueError:
         return None
-    return found if isinstance(found, dict) and found.keys() == _self().keys() else None
+    return found if isinstance(found, dict) and found.keys() == {*_self(), "needs"} else None
 
 
 def _read(file: Path) -> str:

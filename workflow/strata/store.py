@@ -24,7 +24,7 @@ from typing import Any
 
 from strata.errors import NonDeterministic, SpaceError, StoreError, UsageError
 from strata.lease import is_alive, lease
-from strata.recipe import DETERMINISTIC, Recipe, canonical, digest, kind_of
+from strata.recipe import DETERMINISTIC, KINDS, Recipe, canonical, digest, kind_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -63,6 +63,14 @@ class Object:
     @property
     def facts(self) -> dict[str, Any]:
         return dict(self.manifest["facts"])
+
+
+def objects(root: Path) -> Iterator[str]:
+    """The id of everything in the store, whole or not."""
+    for kind in sorted(set(KINDS.values())):
+        for path in sorted((root / kind).glob("*-*")):
+            if path.is_dir() and not path.is_symlink():
+                yield path.name
 
 
 def target(root: Path, id: str) -> Path:
@@ -129,7 +137,8 @@ def publish(root: Path, recipe: Recipe, build: Callable[[Path], Built], wait: bo
         _mark(root)
         done = _accept(root, recipe)
         if done is None:
-            with lease(root, recipe.id, lambda: _accept(root, recipe), wait) as made:
+            needs = (*recipe.sources, *recipe.parents)
+            with lease(root, recipe.id, lambda: _accept(root, recipe), needs, wait) as made:
                 done = made or _build(root, recipe, build)
         _copy_manifest(root, done)
     return done

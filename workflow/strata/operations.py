@@ -1,0 +1,76 @@
+"""Operations: a recipe's job, done. Each imports what it needs, when it runs."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from pathlib import Path
+
+from strata.errors import UsageError
+from strata.recipe import VERSIONS, Recipe
+
+
+def run(root: Path, operation: str, text: str, location: str, processes: int) -> None:
+    """Do the job of a recipe, given as canonical JSON, and record what it took.
+
+    Args:
+        location: where a local source lies.
+        processes: that train together.
+
+    Raises:
+        UsageError: the recipe is of another operation, or of another version of it.
+        StrataError: as the operation.
+    """
+    from strata.runs import recorded
+
+    recipe = Recipe.from_json(text)
+    expected = (operation, VERSIONS[operation])
+    if (recipe.operation, recipe.version) != expected:
+        raise UsageError(
+            "a recipe of another operation or version", expected=f"{expected[0]} version {expected[1]}",
+            got=f"{recipe.operation} version {recipe.version}",
+            todo="run snakemake again: the code has changed since this job was planned",
+        )  # fmt: skip
+    launches = processes > 1 and "RANK" not in os.environ  # then the first of those it starts is recorded
+    with nullcontext() if launches else recorded(root, recipe.id):
+        _run(root, recipe, location, processes)
+
+
+def _run(root: Path, recipe: Recipe, location: str, processes: int) -> None:
+    match recipe.operation:
+        case "fetch":
+            from strata.sources import fetch
+
+            fetch(root, recipe, location)
+        case "init":
+            from strata.initialize import initialize
+
+            initialize(root, recipe)
+        case "analyze":
+            from strata.analyze import analyze
+
+            analyze(root, recipe)
+        case "merge":
+            from strata.merge import merge
+
+            merge(root, recipe)
+        case "tokenize":
+            from strata.tokens import tokenize
+
+            tokenize(root, recipe)
+        case "reference":
+            from strata.train.reference import reference
+
+            reference(root, recipe)
+        case "pretrain" | "sft" | "dpo":
+            from strata.train.operation import train
+
+            train(root, recipe, processes)
+        case "encode":
+            from strata.encode import encode
+
+            encode(root, recipe)
+        case "evaluate":
+            from strata.evaluate import evaluate
+
+            evaluate(root, recipe)
