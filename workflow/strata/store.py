@@ -88,7 +88,8 @@ def find(root: Path, id: str) -> Object | None:
     """
     path = root / kind_of(id) / id
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        written = (path / MANIFEST).read_bytes()
+        manifest = json.loads(written)
     except FileNotFoundError:
         if path.is_dir():
             raise damaged(id, path, "manifest.json", "a file", "missing") from None
@@ -97,6 +98,8 @@ def find(root: Path, id: str) -> Object | None:
         raise damaged(id, path, "manifest.json", "JSON", "something else") from None
     found = Object(id, path, manifest)
     _check(found, HASHED_ON_READ)
+    if encode(manifest) != written:
+        raise damaged(id, path / MANIFEST, "manifest.json", "the bytes that were written", "others that say the same")
     return found
 
 
