@@ -8,6 +8,7 @@ from pathlib import Path
 
 from strata.errors import UsageError
 from strata.recipe import VERSIONS, Recipe
+from strata.slots import gpus
 
 
 def run(root: Path, operation: str, text: str, location: str, processes: int) -> None:
@@ -18,6 +19,7 @@ def run(root: Path, operation: str, text: str, location: str, processes: int) ->
         processes: that train together.
 
     Raises:
+        ClusterError: it asks for more GPUs than this machine has.
         UsageError: the recipe is of another operation, or of another version of it.
         StrataError: as the operation.
     """
@@ -31,8 +33,9 @@ def run(root: Path, operation: str, text: str, location: str, processes: int) ->
             got=f"{recipe.operation} version {recipe.version}",
             todo="run snakemake again: the code has changed since this job was planned",
         )  # fmt: skip
+    wanted = processes if recipe.parameters.get("device") == "cuda" and "RANK" not in os.environ else 0
     launches = processes > 1 and "RANK" not in os.environ  # then the first of those it starts is recorded
-    with nullcontext() if launches else recorded(root, recipe.id):
+    with gpus(wanted), nullcontext() if launches else recorded(root, recipe.id):
         _run(root, recipe, location, processes)
 
 

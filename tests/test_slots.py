@@ -1,0 +1,110 @@
+"""Slots: jobs side by side on one machine see GPUs of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from strata import slots
+from strata.errors import ClusterError
+from strata.slots import VISIBLE, gpus, visible
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three GPUs, which `nvidia-smi` lists."""
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    lines = "".join(f"GPU {n}: NVIDIA H200 (UUID: GPU-0{n})\\n" for n in range(3))
+    tool.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(slots, "LOOK", 0.02)
+    for name in (VISIBLE, "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_job_sees_as_many_as_it_asks_for_and_gives_them_back() -> None:
+    with gpus(2):
+        assert os.environ[VISIBLE] == "GPU-00,GPU-01"
+    assert VISIBLE not in os.environ
+    with gpus(3):
+        assert os.environ[VISIBLE] == "GPU-00,GPU-01,GPU-02"
+
+
+def test_jobs_side_by_side_see_gpus_of_their_own(tmp_path: Path) -> None:
+    script = (
+        "import time; from strata.slots import *\nwith gpus(1): print(os.environ[VISIBLE], flush=True); time.sleep(1)"
+    )
+    env = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
+    running = [
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=env) for _ in "123"
+    ]
+    assert sorted(process.communicate()[0].strip() for process in running) == ["GPU-00", "GPU-01", "GPU-02"]
+
+
+def holding(folder: Path, count: int, seconds: float) -> subprocess.Popen[bytes]:
+    """A process that holds GPUs already."""
+    script = f"import time; from strata.slots import *\nwith gpus({count}): print(1, flush=True); time.sleep({seconds})"
+    env = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": ":".join(sys.path)}
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=env)
+    assert process.stdout and process.stdout.readline()
+    return process
+
+
+def test_who_finds_none_free_waits_until_one_is(tmp_path: Path) -> None:
+    process = holding(tmp_path, 2, 0.5)
+    with gpus(1):
+        assert os.environ[VISIBLE] == "GPU-02"
+    assert process.poll() is None
+    with gpus(2):
+        assert process.wait() == 0
+
+
+def test_a_killed_job_holds_nothing(tmp_path: Path) -> None:
+    process = holding(tmp_path, 3, 60)
+    process.kill()
+    process.wait()
+    since = time.monotonic()
+    with gpus(3):
+        assert time.monotonic() - since < 5
+
+
+def test_more_than_there_are_is_refused_and_not_shrunk() -> None:
+    with pytest.raises(ClusterError, match="more GPUs than this machine has"), gpus(4):
+        pass
+
+
+def test_what_the_user_lets_us_see_is_all_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VISIBLE, "2, 0")
+    with gpus(1):
+        assert os.environ[VISIBLE] == "2"
+    assert os.environ[VISIBLE] == "2, 0"
+    with pytest.raises(ClusterError), gpus(3):
+        pass
+
+
+def test_a_schedulers_choice_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv(VISIBLE, "1")
+    with gpus(4):
+        assert os.environ[VISIBLE] == "1"
+
+
+def test_parts_of_a_gpu_are_what_there_is(tmp_path: Path) -> None:
+    (tmp_path / "bin" / "nvidia-smi").write_text(
+        "#!/bin/sh\nprintf 'GPU 0: x (UUID: GPU-0a)\\n  MIG 1g: (UUID: MIG-0b)\\n  MIG 1g: (UUID: MIG-0c)\\n'\n"
+    )
+    assert visible() == ["MIG-0b", "MIG-0c"]
+
+
+def test_a_machine_without_gpus_is_told_by_who_opens_one(tmp_path: Path) -> None:
+    (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
+    with gpus(1):
+        assert VISIBLE not in os.environ

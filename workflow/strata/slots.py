@@ -1,0 +1,100 @@
+"""Slots: which GPUs of this machine a job may use, so that jobs side by side have GPUs of their own.
+
+A job of a scheduler has been given its own already. Elsewhere a GPU is held by a lock on a file of its name in the
+machine's folder for temporary files, which ends with the process that holds it, however that ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from strata.errors import ClusterError
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+LOOK = 2.0  # seconds between two looks for a free GPU
+_logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def gpus(count: int) -> Iterator[None]:
+    """See only `count` GPUs, which no other job of Strata on this machine sees meanwhile. Waits until so many are free.
+
+    Raises:
+        ClusterError: this machine has fewer.
+    """
+    if not count or "SLURM_JOB_ID" in os.environ:
+        yield
+        return
+    there = visible()
+    if there and count > len(there):  # where there is none, whoever opens one says so
+        raise ClusterError(
+            "a job asks for more GPUs than this machine has", expected=f"at most {len(there)}: {', '.join(there)}",
+            got=count, todo="set `processes` of the variant to what there is, or run it on a cluster",
+        )  # fmt: skip
+    with ExitStack() as held:
+        if there:
+            mine = _held(held, there, count)
+            before = os.environ.get(VISIBLE)
+            os.environ[VISIBLE] = ",".join(mine)
+            held.callback(_put_back, before)
+        yield
+
+
+def visible() -> list[str]:
+    """The GPUs that this process may use, as CUDA names them. Found without torch, which would open them."""
+    if VISIBLE in os.environ:
+        return [name.strip() for name in os.environ[VISIBLE].split(",") if name.strip()]
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout  # noqa: S607
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    parts = re.findall(r"UUID: (MIG-[0-9a-f-]+)", listed)  # a GPU that is cut into parts is used by its parts
+    return parts or re.findall(r"UUID: (GPU-[0-9a-f-]+)", listed)
+
+
+def _held(stack: ExitStack, names: Sequence[str], count: int) -> list[str]:
+    """The names of GPUs that are locked until the stack ends: all at once or none, so that no two jobs wait for what
+    the other holds."""
+    folder = Path(tempfile.gettempdir(), f"strata-gpus-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    said = False
+    while True:
+        with ExitStack() as tried:
+            mine: list[str] = []
+            for name in names:
+                if len(mine) < count and _lock(tried, folder / re.sub(r"\W", "_", name)):
+                    mine.append(name)
+            if len(mine) == count:
+                stack.enter_context(tried.pop_all())
+                return mine
+        if not said:
+            _logger.warning("waiting for %d of %d GPUs: other jobs hold them", count, len(names))
+            said = True
+        time.sleep(LOOK)
+
+
+def _lock(stack: ExitStack, file: Path) -> bool:
+    """Lock a file until the stack ends, unless another process has."""
+    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return False
+    stack.callback(os.close, handle)
+    return True
+
+
+def _put_back(before: str | None) -> None:
+    os.environ.pop(VISIBLE, None)
+    if before is not None:
+        os.environ[VISIBLE] = before
