@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -49,28 +51,28 @@ def test_jobs_side_by_side_see_gpus_of_their_own(tmp_path: Path) -> None:
     assert sorted(process.communicate()[0].strip() for process in running) == ["GPU-00", "GPU-01", "GPU-02"]
 
 
-def holding(folder: Path, count: int, seconds: float) -> subprocess.Popen[bytes]:
+@contextmanager
+def holding(folder: Path, count: int, seconds: float) -> Iterator[subprocess.Popen[bytes]]:
     """A process that holds GPUs already."""
     script = f"import time; from strata.slots import *\nwith gpus({count}): print(1, flush=True); time.sleep({seconds})"
     env = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": ":".join(sys.path)}
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=env)
-    assert process.stdout and process.stdout.readline()
-    return process
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=env) as process:
+        assert process.stdout and process.stdout.readline()
+        yield process
 
 
 def test_who_finds_none_free_waits_until_one_is(tmp_path: Path) -> None:
-    process = holding(tmp_path, 2, 0.5)
-    with gpus(1):
-        assert os.environ[VISIBLE] == "GPU-02"
-    assert process.poll() is None
-    with gpus(2):
-        assert process.wait() == 0
+    with holding(tmp_path, 2, 0.5) as process:
+        with gpus(1):
+            assert os.environ[VISIBLE] == "GPU-02"
+        assert process.poll() is None
+        with gpus(2):
+            assert process.wait() == 0
 
 
 def test_a_killed_job_holds_nothing(tmp_path: Path) -> None:
-    process = holding(tmp_path, 3, 60)
-    process.kill()
-    process.wait()
+    with holding(tmp_path, 3, 60) as process:
+        process.kill()
     since = time.monotonic()
     with gpus(3):
         assert time.monotonic() - since < 5
