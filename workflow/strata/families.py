@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from strata.errors import CheckpointError
+from strata.plan import MAX_LAYERS
 
 Config = Mapping[str, Any]
 Tensors = Mapping[str, str]  # name within a layer -> its dimensions, in the words of `_dimensions`
 Shape = tuple[int, ...]
 
+MAX_EXPERTS = 10_000  # of a layer: a config that says more must not fill the memory with names
 _LAYER = re.compile(r"(?:model\.layers|transformer\.h)\.(0|[1-9][0-9]*)\.(.+)")
 _UNKNOWN_PARTS = ("add_cross_attention", "per_layer_config")  # true, they add tensors or change some layers' shapes
 _EXPERT = re.compile(r"\.experts\.[0-9]+\.")
@@ -185,33 +187,36 @@ def family_of(config: Config) -> Family:
     return family
 
 
-def size(config: Config, key: str, default: int | None = None) -> int:
+def size(config: Config, key: str, default: int | None = None, most: int = (1 << 31) - 1) -> int:
     """A size that a config gives, or the default where it is left out or null.
 
     Raises:
-        CheckpointError: neither is a positive whole number.
+        CheckpointError: neither is a positive whole number, or it is more than `most`.
     """
     value = config.get(key)
     value = default if value is None else value
-    if type(value) is not int or not 0 < value < 1 << 31:
-        raise CheckpointError(
-            "not a usable model config",
-            where=f"config.json, {key}",
-            expected="a positive whole number",
-            got=repr(value),
-        )
+    if type(value) is not int or not 0 < value <= most:
+        raise _unusable(key, f"a whole number from 1 to {most:,}", value)
     return value
+
+
+def _unusable(key: str, expected: str, got: object) -> CheckpointError:
+    return CheckpointError(
+        "not a usable model config", where=f"config.json, {key}", expected=expected, got=repr(got)[:200]
+    )
 
 
 def depth(config: Config) -> int:
     """The number of layers. Raises CheckpointError when the family is unknown or the number unusable."""
     family = family_of(config)
-    return size(config, family.depth, family.defaults.get(family.depth))
+    return size(config, family.depth, family.defaults.get(family.depth), MAX_LAYERS)
 
 
 def tied(config: Config) -> bool:
     """Whether the head is the embedding, and so not stored. Raises CheckpointError when the family is unknown."""
     value = config.get("tie_word_embeddings")
+    if value is not None and not isinstance(value, bool):
+        raise _unusable("tie_word_embeddings", "true or false", value)
     return bool(family_of(config).defaults.get("tie_word_embeddings") if value is None else value)
 
 
@@ -318,7 +323,7 @@ def _dimensions(config: Config) -> dict[str, int]:
     if family.sparse:
         # transformers 5 writes the first name, the hub's Qwen3 has the second; given both, the first counts.
         key = "num_local_experts" if config.get("num_local_experts") is not None else "num_experts"
-        sizes["experts"] = size(config, key, family.defaults["num_local_experts"])
+        sizes["experts"] = size(config, key, family.defaults["num_local_experts"], MAX_EXPERTS)
         sizes["expert"] = get("moe_intermediate_size", inner)
     return sizes
 
@@ -334,13 +339,9 @@ def sparse_layers(config: Config) -> list[bool]:
         return [bool(family.sparse)] * layers
     step, dense = size(config, "decoder_sparse_step", 1), config.get("mlp_only_layers") or []
     if not isinstance(dense, (list, tuple)) or any(type(layer) is not int for layer in dense):
-        raise CheckpointError(
-            "not a usable model config",
-            where="config.json, mlp_only_layers",
-            expected="a list of layers",
-            got=repr(dense),
-        )
-    return [layer not in dense and (layer + 1) % step == 0 for layer in range(layers)]
+        raise _unusable("mlp_only_layers", "a list of layers", dense)
+    without = set(dense)
+    return [layer not in without and (layer + 1) % step == 0 for layer in range(layers)]
 
 
 def silenced(config: Config, layer: int, suffix: str) -> float | None:

@@ -25,7 +25,8 @@ from strata import jsonfile
 from strata.errors import CheckpointError
 
 ALIGNMENT = 4096
-MAX_HEADER = 100_000_000  # bytes, as the reference parser
+MAX_HEADER = 16 << 20  # bytes: 100,000 tensors. The reference parser's 100 MB would take a minute and 1 GB to refuse
+MAX_DIMENSIONS = 32  # the product of a million of them takes minutes
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8,
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
@@ -192,6 +193,8 @@ def _tensor(name: str, item: Any, start: int, file: Path) -> Tensor:
         raise _bad(file, where, f"a dtype of {', '.join(BITS)}", dtype)
     if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 1 << 48 for n in shape):
         raise _bad(file, where, "a shape of non-negative whole numbers", shape)
+    if len(shape) > MAX_DIMENSIONS:
+        raise _bad(file, where, f"at most {MAX_DIMENSIONS} dimensions", len(shape))
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int and n >= 0 for n in offsets):
         raise _bad(file, where, "two data offsets", offsets)
     begin, end = offsets
