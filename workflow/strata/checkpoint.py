@@ -83,7 +83,7 @@ def open_checkpoint(found: Object) -> Checkpoint:
         raise CheckpointError(
             "shards and tensors.json differ",
             where=path,
-            got=f"in {_some([*wrong, *entries])}",
+            got=f"in {some([*wrong, *entries])}",
             todo="run `strata verify`",
         )
     return Checkpoint(path, config, headers, tensors)
@@ -303,7 +303,8 @@ def check_exact(config: Mapping[str, Any], tensors: Mapping[str, Spec], where: P
         )
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """The first five of these names, and how many more there are."""
     listed = sorted(names)
     return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
 
@@ -311,6 +312,6 @@ def _some(names: Iterable[str]) -> str:
 def _differ(what: str, where: Path, expected: Mapping[str, Any], got: Mapping[str, Any]) -> CheckpointError:
     missing, extra = expected.keys() - got.keys(), got.keys() - expected.keys()
     wrong = [name for name in expected.keys() & got.keys() if expected[name] != got[name]]
-    found = [f"missing {_some(missing)}"] * bool(missing) + [f"not expected {_some(extra)}"] * bool(extra)
+    found = [f"missing {some(missing)}"] * bool(missing) + [f"not expected {some(extra)}"] * bool(extra)
     found += [f"{name} is {got[name]}, not {expected[name]}" for name in sorted(wrong)[:5]]
     return CheckpointError(what, where=where, got="; ".join(found))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from strata import families
-from strata.checkpoint import Checkpoint, Stored, check_exact
+from strata.checkpoint import Checkpoint, Stored, check_exact, some
 from strata.errors import CheckpointError
 from strata.modelfiles import read_config, weight_files
 from strata.tensors import Header, read_header
@@ -27,8 +27,9 @@ def open_model(file: Path) -> Checkpoint:
     home, config = file.parent, complete_config(file)
     headers: dict[str, Header] = {}
     tensors: dict[str, Stored] = {}
-    for shard in weight_files(home):
+    for shard, said in weight_files(home).items():
         headers[shard.name] = read_header(shard)
+        _check_index(shard, said, headers[shard.name])
         for tensor in headers[shard.name].tensors:
             name = families.canonical_name(config["model_type"], tensor.name)
             if name in tensors:
@@ -40,6 +41,16 @@ def open_model(file: Path) -> Checkpoint:
         _check_tied(home, tensors.pop(family.head), tensors[family.embed[0]])
     check_exact(config, {name: stored.tensor.spec for name, stored in tensors.items()}, home)
     return Checkpoint(home, config, headers, tensors)
+
+
+def _check_index(shard: Path, said: set[str] | None, header: Header) -> None:
+    """Hold what the index says of a shard against it: a file of another model is not noticed otherwise."""
+    held = {tensor.name for tensor in header.tensors}
+    if said is not None and said != held:
+        raise CheckpointError(
+            "the index and a shard do not name the same tensors", where=shard, got=some(said ^ held),
+            expected="each tensor in the shard that the index names",
+        )  # fmt: skip
 
 
 def _check_tied(home: Path, head: Stored, embedding: Stored) -> None:

@@ -28,25 +28,28 @@ def find_model(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def weight_files(home: Path) -> list[Path]:
-    """The safetensors files of a model: those its index names, which must lie beside it, or the only one there is.
+def weight_files(home: Path) -> dict[Path, set[str] | None]:
+    """The safetensors files of a model: those its index names, which must lie beside it, with the tensors that it says
+    are in each; or the only one there is, of which nothing is said.
 
     Raises:
-        CheckpointError: an index that names what is not there, or contradicts a single file.
+        CheckpointError: an index that names what is not there, or contradicts a single file; a link to elsewhere.
         SourceError: there are no safetensors. Pickled weights are never opened.
     """
     index, single = home / "model.safetensors.index.json", home / "model.safetensors"
     if index.is_file():
         weight_map = read_object(index).get("weight_map")
-        names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
-        for name in sorted(map(str, names)) or [""]:
+        said: dict[str, set[str]] = {}
+        for tensor, shard in weight_map.items() if isinstance(weight_map, dict) else ():
+            said.setdefault(str(shard), set()).add(tensor)
+        for name in sorted(said) or [""]:
             if Path(name).name != name or not name.endswith(".safetensors") or not (home / name).is_file():
                 raise CheckpointError("the index names a shard that is not here", where=index, got=repr(name))
-        if single.is_file() and single.name not in names:
+        if single.is_file() and single.name not in said:
             raise CheckpointError("both an index and a single file", where=home, todo="remove one of them")
-        return [home / name for name in sorted(names)]
+        return {_inside(home / name): said[name] for name in sorted(said)}
     if single.is_file():
-        return [single]
+        return {_inside(single): None}
     raise SourceError(
         "no safetensors weights",
         where=home,
@@ -54,6 +57,15 @@ def weight_files(home: Path) -> list[Path]:
         got=", ".join(sorted(path.name for path in home.iterdir())[:10]),
         todo="convert pickled weights with transformers' save_pretrained; they are never opened here",
     )
+
+
+def _inside(file: Path) -> Path:
+    """The file, unless it is a link that leaves its model: as in the hub's cache, it may lead to the `blobs` there."""
+    home, place = file.parent.resolve(), file.resolve()
+    blobs = home.parents[1] / "blobs" if home.parent.name == "snapshots" else home
+    if not (place.is_relative_to(home) or place.is_relative_to(blobs)):
+        raise CheckpointError("a link that leaves the model's folder", where=file, expected=f"below {home}", got=place)
+    return file
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -76,9 +88,16 @@ def check_tokenizer(home: Path, vocabulary: int) -> None:
         raise SourceError("this model cannot be used as it is", where=config, got="auto_map")
     if fast.is_file():
         tokenizer = read_object(fast)
-        vocab = tokenizer["model"].get("vocab", {})
-        ids = [*vocab.values()] if isinstance(vocab, dict) else [*range(len(vocab))]
-        ids += [token["id"] for token in tokenizer.get("added_tokens", [])]
+        try:
+            vocab = tokenizer["model"].get("vocab", {})
+            ids = [*vocab.values()] if isinstance(vocab, dict) else [*range(len(vocab))]
+            ids += [token["id"] for token in tokenizer.get("added_tokens", [])]
+            if any(type(id) is not int for id in ids):
+                raise TypeError("an id that is not a whole number")
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SourceError(
+                "not a usable tokenizer", where=fast, expected="a model with a vocab, and ids", got=error
+            ) from None
         if max(ids, default=0) >= vocabulary:
             raise SourceError(
                 "the tokenizer has tokens without an embedding",
@@ -92,14 +111,28 @@ def open_gguf(file: Path) -> tuple[Any, str | None]:
     """gguf's reader of a file, and the family it names.
 
     Raises:
-        SourceError: a family whose GGUF is not read; or the model scales its positions, which transformers does not
-            read from a GGUF and leaves out.
+        SourceError: no GGUF; a family whose GGUF is not read; or the model scales its positions, which transformers
+            does not read from a GGUF and leaves out.
     """
     from gguf import GGUFReader
 
-    reader = GGUFReader(file)
-    field = reader.get_field("general.architecture")
-    family = field.contents() if field else None
+    class Reader(GGUFReader):  # type: ignore[misc]
+        """Past the end of the file gguf reads nothing, without an error: for a list of 2^60 numbers, for ever."""
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, *order: Any, **named: Any) -> Any:
+            found = super()._get(offset, dtype, count, *order, **named)
+            if len(found) != count:
+                raise ValueError("it ends before what its counts say")
+            return found
+
+    try:
+        reader = Reader(file)
+        field = reader.get_field("general.architecture")
+        family = field.contents() if field else None
+    except Exception as error:  # it raises what numpy raises
+        raise SourceError(
+            "not a GGUF file that can be read", where=file, got=f"{type(error).__name__}: {error}"[:300]
+        ) from None
     if family not in GGUF_FAMILIES:
         raise SourceError(
             "a GGUF of this family is not read", where=file, expected=", ".join(GGUF_FAMILIES), got=family,

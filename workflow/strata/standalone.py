@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from strata import families
 from strata.checkpoint import Checkpoint, copy_tokenizer, write_config
 from strata.errors import SourceError, UsageError
 from strata.foreign import open_model
 from strata.mergekit import plan_of, read_request
-from strata.modelfiles import find_model
+from strata.modelfiles import check_tokenizer, find_model
 from strata.outline import outline
 from strata.restack import Draft, draft, write
 from strata.store import disk_errors, scratch_folder, sweep
@@ -40,6 +41,9 @@ def merge_file(file: Path, out: Path | None, root: Path, configs: Sequence[str])
     if request.file.tokenizer_source:
         _check_tokenizers(list(models.values()))
     made = draft(plan, list(models.values()), request.dtype, lender=0)  # the base model, or the first that is named
+    lender = made.parents[made.lender]
+    if (lender.path / "tokenizer_config.json").is_file():
+        check_tokenizer(lender.path, families.size(lender.config, "vocab_size"))
     told = "\n".join([f"{len(plan.layers)} layers", *(f"  {line}" for line in outline(made.plan, names))])
     if out is None:
         return told
