@@ -22,7 +22,9 @@ Key = tuple[str | int, ...]
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9_]*)$")
 _EXPONENT = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
+_CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 _TAG = "tag:yaml.org,2002:"
+_DEEPEST, _MOST = 100, 300_000
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,16 @@ def dotted(key: Key) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).lstrip(".")
 
 
+def _check_depth(text: str, file: Path) -> None:
+    """Raise ConfigError for what is nested too deeply: the C parser composes by recursion, and ends the process."""
+    depth = 0
+    for event in yaml.parse(text, Loader=Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            where = f"{file}:{event.start_mark.line + 1}" if event.start_mark else file
+            raise ConfigError("nested too deeply", where=where, expected=f"at most {_DEEPEST} levels")
+
+
 def read(file: Path) -> Document:
     """The document in `file`.
 
@@ -71,6 +83,7 @@ def read(file: Path) -> Document:
             "the file is not UTF-8", where=file, got=f"byte {error.start}", todo="save it as UTF-8"
         ) from None
     try:
+        _check_depth(text, file)
         root = yaml.compose(text, Loader=Loader)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
@@ -115,6 +128,8 @@ def overlay(below: Document, above: Document) -> Document:
 def _build(node: yaml.Node, path: Key, file: Path, marks: dict[Key, Mark]) -> Any:
     mark = Mark(file, node.start_mark.line + 1, node.start_mark.index, node.end_mark.index)
     marks.setdefault(path, mark)
+    if len(marks) > _MOST:  # a few lines of aliases of aliases make a tree that no memory holds
+        raise ConfigError("more values than a config can have", where=mark, expected=f"at most {_MOST:,}")
     if isinstance(node, yaml.ScalarNode):
         return _scalar(node, f"{mark}, {dotted(path)}".rstrip(", "))
     if node.tag not in (_TAG + "map", _TAG + "seq"):
@@ -150,6 +165,8 @@ def _scalar(node: yaml.ScalarNode, where: str) -> Any:
     if node.style:  # quoted, or a block of text
         if tag != "str":
             raise ConfigError("YAML tags are not allowed", where=where, got=node.tag, todo="write plain values")
+        if found := _CONTROL.search(text):
+            raise ConfigError("a character that no name or path can have", where=where, got=repr(found[0]))
         return text
     if tag == "null":
         return None
