@@ -7,7 +7,10 @@ the one that a checkpoint is asked with. A text is tokenised once, whole: its an
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -42,6 +45,8 @@ _SOLAR = """\
 {%- if message.role == 'assistant' %}{{- eos_token }}{%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '\\n\\n### Assistant:\\n' }}{%- endif %}"""
+
+LIMIT = 10.0  # seconds for one conversation, which takes a millisecond
 
 TEMPLATES = {"alpaca": _ALPACA, "solar": _SOLAR}
 
@@ -182,9 +187,32 @@ def _fields(chat: Chat, message: Message) -> dict[str, str]:
 def _apply(chat: Chat, conversation: Conversation, messages: list[dict[str, str]], **options: bool) -> str:
     try:
         template = _DATE + chat.template
-        return str(chat.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options))
+        with _in_time():
+            return str(chat.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options))
     except Exception as error:  # a template is a program, and not ours: whatever it does is told, not traced
         raise _unfit_template(conversation, "a chat template fails", str(error).split("\n")[0]) from None
+
+
+@contextmanager
+def _in_time() -> Iterator[None]:
+    """Raise TimeoutError in a template that runs on and on: the sandbox limits what it reaches, not its loops.
+
+    By the processor's time, so that a busy machine is no error. Elsewhere than in the main thread there is no limit.
+    """
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"it is still running after {LIMIT} seconds of computing")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def _check_known(chat: Chat, text: str) -> None:
