@@ -16,7 +16,7 @@ import yaml
 from strata import config as schema
 from strata import shapes, sources
 from strata.document import Document, Key, read
-from strata.errors import ConfigError, SourceError
+from strata.errors import CheckpointError, ConfigError, SourceError
 from strata.store import disk_errors, write_atomically
 
 
@@ -73,7 +73,11 @@ def _measure(name: str, source: schema.AnySource, is_model: bool, again: bool) -
                 expected=source.sha256, got=actual, todo="if the new content is wanted, remove `sha256` and pin again",
             )  # fmt: skip
         if wants_shape:
-            shape = shapes.shape_of(folder)
+            try:
+                shape = shapes.shape_of(folder)
+            except (SourceError, CheckpointError) as error:  # in a folder that will be gone: tell it as the user does
+                told = str(error.details["where"]).replace(str(folder), sources.name_of(entry, location), 1)
+                raise error.at(told) from None
             if shape is None:
                 raise SourceError(f"`{name}` holds no model", where=sources.name_of(entry, location))
             lacking["shape"] = "{" + ", ".join(f"{key}: {value}" for key, value in shape.items()) + "}"
