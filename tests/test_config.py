@@ -46,7 +46,7 @@ variants:
         ("family: llama", "family: lama", ["sources.m.shape.family", "'llama', 'mistral'", "'lama'"]),
         ("variants:", "device: gpu\nvariants:", ["device", "'cpu' or 'cuda'"]),
         ("sources:", "__use_yte__: true\nsources:", ["makes a config run code"]),
-        ("path: model", "path: hf_abcdefghijklmnopqrstuvwx", ["a hub token stands in the config"]),
+        ("path: model", "path: hf_abcdefghijklmnopqrstuvwx", ["a hub token stands in this file", "config.yaml:2"]),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_with_its_place_and_the_next_step(

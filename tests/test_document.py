@@ -32,11 +32,12 @@ Write = Callable[..., Path]
         ("a: !!float abc", "YAML tags are not allowed", ""),
         ("a: !!int '3'", "YAML tags are not allowed", "plain values"),
         ("a: &x {b: 1}\nc: {<<: *x}", "only plain keys are allowed", "write the keys out"),
-        ("a: &x [*x]", "nested too deeply", ""),
+        ("a: &x [*x]", "an alias inside its own anchor", "write the values out"),
         ("", "the file is empty", ""),
         ("- 1", "not a mapping at the top", ""),
         ("a:\n\t- b", "not valid YAML", ""),
         ("a: [", "not valid YAML", ""),
+        ("a: 1.0e+999", "`1.0e+999` means different things", "decimal"),
     ],
 )
 def test_what_yaml_readers_disagree_on_is_refused(write_config: Write, text: str, what: str, todo: str) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from strata.document import Document, Key, overlay, read
+from strata.document import Document, overlay, read
 from strata.errors import ConfigError
 from strata.plan import MAX_LAYERS
 from strata.schema import Device, Dtype, Model, Name, Sha256, by_key, validate
@@ -246,30 +246,14 @@ def load(files: Sequence[str | Path]) -> tuple[Config, Document]:
     document = documents[0]
     for above in documents[1:]:
         document = overlay(document, above)
-    _refuse_code_and_secrets(document)
+    _refuse_code(document)
     return validate(Config, document), document
 
 
-def _refuse_code_and_secrets(document: Document) -> None:
+def _refuse_code(document: Document) -> None:
     if "__use_yte__" in document.value:
         raise ConfigError(
             "`__use_yte__` makes a config run code",
             where=document.where(("__use_yte__",)),
             todo="write the values out; templating is not supported",
         )
-
-    def walk(value: Any, path: Key) -> None:
-        if isinstance(value, dict):
-            for name, item in value.items():
-                walk(item, (*path, name))
-        elif isinstance(value, list):
-            for number, item in enumerate(value):
-                walk(item, (*path, number))
-        elif isinstance(value, str) and re.search(r"\bhf_[A-Za-z0-9]{20,}", value):
-            raise ConfigError(
-                "a hub token stands in the config",
-                where=document.where(path),
-                todo="remove and revoke it; set HF_TOKEN in the environment instead",
-            )
-
-    walk(document.value, ())

@@ -7,6 +7,7 @@ loader gives False, 493, 90 and the *string* "1e-5").
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ Key = tuple[str | int, ...]
 _INT = re.compile(r"[-+]?(0|[1-9][0-9_]*)$")
 _EXPONENT = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
 _CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+_TOKEN = re.compile(r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{20,}")
 _TAG = "tag:yaml.org,2002:"
 _DEEPEST, _MOST = 100, 300_000
 
@@ -72,7 +74,7 @@ def read(file: Path) -> Document:
     """The document in `file`.
 
     Raises:
-        ConfigError: not there, not UTF-8, not YAML, empty, not a mapping, a duplicate key, an ambiguous scalar.
+        ConfigError: not there, not UTF-8, not YAML, empty, no mapping; a duplicate key, a token, an ambiguous scalar.
     """
     try:
         text = file.read_bytes().decode("utf-8-sig")
@@ -82,6 +84,12 @@ def read(file: Path) -> Document:
         raise ConfigError(
             "the file is not UTF-8", where=file, got=f"byte {error.start}", todo="save it as UTF-8"
         ) from None
+    if token := _TOKEN.search(text):  # before anything else, since any other message may quote it
+        raise ConfigError(
+            "a hub token stands in this file",
+            where=f"{file}:{text.count(chr(10), 0, token.start()) + 1}",
+            todo="remove and revoke it; set HF_TOKEN in the environment instead",
+        )
     try:
         _check_depth(text, file)
         root = yaml.compose(text, Loader=Loader)
@@ -103,7 +111,7 @@ def read(file: Path) -> Document:
     try:
         return Document(_build(root, (), file, marks), marks)
     except RecursionError:
-        raise ConfigError("nested too deeply, or an alias inside its own anchor", where=file) from None
+        raise ConfigError("an alias inside its own anchor", where=file, todo="write the values out") from None
 
 
 def overlay(below: Document, above: Document) -> Document:
@@ -175,13 +183,16 @@ def _scalar(node: yaml.ScalarNode, where: str) -> Any:
             return text.lower() == "true"
         raise _ambiguous(text, where, "YAML reads it as true or false", f'write true, false or "{text}"')
     if tag == "int":
+        if _INT.match(text) and len(text) > 30:
+            raise ConfigError("a number with too many digits", where=where, expected="at most 30", got=text[:40])
         if _INT.match(text):
             return int(text.replace("_", ""))
         raise _ambiguous(text, where, "YAML reads it in base 8, 16 or 60", f'write a decimal number or "{text}"')
     if tag == "float":
         if ":" not in text and "n" not in text.lower():
             try:
-                return float(text.replace("_", ""))
+                if math.isfinite(value := float(text.replace("_", ""))):
+                    return value
             except ValueError:  # an explicit !!float on something else
                 raise ConfigError("YAML tags are not allowed", where=where, got=node.tag) from None
         raise _ambiguous(text, where, "not a finite decimal number", "write a decimal number")
