@@ -58,7 +58,7 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
         "angular_distance": [[_rounded(value) for value in row] for row in angular],
         **counts,
     }
-    (folder / IMPORTANCE).write_text(canonical(measured) + "\n")
+    (folder / IMPORTANCE).write_text(canonical(measured) + "\n", encoding="utf-8")
     return Built(facts={"checkpoint_digest": checkpoint.digest, "layers": len(influence), **counts})
 
 

@@ -224,7 +224,7 @@ def finish(
     )
     # Written and hashed entry by entry: as one text, those of 20,000 tensors would take more memory than all the rest.
     hasher = hashlib.sha256(f'{{"config":{canonical(stable)},"tensors":['.encode())
-    with (folder / TENSORS).open("w") as stream:
+    with (folder / TENSORS).open("w", encoding="utf-8") as stream:
         for number, tensor in enumerate(tensors):
             entry = canonical([tensor.name, tensor.dtype, list(tensor.shape), sha256[tensor.name]])
             stream.write(f"{',' if number else '['}\n{entry}")
@@ -264,7 +264,7 @@ def write_config(folder: Path, config: Mapping[str, Any], shards: Mapping[str, H
     weight_map = {tensor.name: shard for shard, header in shards.items() for tensor in header.tensors}
     index = {"metadata": {"total_size": sum(tensor.size for tensor in tensors)}, "weight_map": weight_map}
     for name, value in ((CONFIG, dict(sorted(stable.items()))), (INDEX, index)):
-        with (folder / name).open("w") as stream:
+        with (folder / name).open("w", encoding="utf-8") as stream:
             json.dump(value, stream, indent=2, allow_nan=False)
             stream.write("\n")
     return stable

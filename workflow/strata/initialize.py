@@ -120,7 +120,7 @@ def _make_portable(file: Path) -> None:
     """Take out of tokenizer_config.json what transformers writes of the loading, not of the tokenizer."""
     config = json.loads(file.read_bytes())
     kept = {key: value for key, value in config.items() if key not in ("is_local", "local_files_only", "name_or_path")}
-    file.write_text(json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    file.write_text(json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _check_shape(config: Mapping[str, Any], specs: Mapping[str, Spec], shape: Mapping[str, Any], source: Path) -> None:

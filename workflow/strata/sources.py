@@ -100,7 +100,7 @@ def bring(pin: Mapping[str, Any], location: str, folder: Path) -> None:
 
 def _local(path: Path, pattern: str, folder: Path) -> None:
     if not path.exists():
-        raise SourceError("no such file or folder", where=path.absolute())
+        raise SourceError("no such file or folder", where=path.absolute(), todo="put it there, or change `path`")
     found = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     home = path.parent if path.is_file() else path
     for file in found:

@@ -158,7 +158,7 @@ def reject(root: Path, id: str, reason: str) -> Path | None:
     path.chmod(0o755)  # a folder that is read-only cannot be moved to another parent
     path.rename(place)
     place.chmod(0o555)
-    place.with_name(f"{place.name}.txt").write_text(reason + "\n")
+    place.with_name(f"{place.name}.txt").write_text(reason + "\n", encoding="utf-8")
     return place
 
 
@@ -192,14 +192,13 @@ def disk_errors(root: Path, name: str = "the store") -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        where = error.filename2 or error.filename or root  # of a copy, the first is what was read
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(root).free if root.is_dir() else 0
             todo = "free some space and run again: nothing half-written was left"
-            raise SpaceError(
-                "the disk is full", where=error.filename or root, got=f"{free:,} bytes free", todo=todo
-            ) from None
+            raise SpaceError("the disk is full", where=where, got=f"{free:,} bytes free", todo=todo) from None
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise SpaceError(f"cannot write to {name}", where=error.filename or root, got=error.strerror) from None
+            raise SpaceError(f"cannot write to {name}", where=where, got=error.strerror) from None
         raise
 
 

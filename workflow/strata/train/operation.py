@@ -118,7 +118,7 @@ def _build(root: Path, recipe: Recipe, folder: Path | None, ranks: Ranks, stop: 
     if folder is None:
         return Built()
     curve = state.curve(recovered.id if recovered else None, task.counts)
-    (folder / CURVE).write_text(canonical(curve) + "\n")
+    (folder / CURVE).write_text(canonical(curve) + "\n", encoding="utf-8")
     # Training copies its parent's plan: what is new, and where the seams are, stays known.
     plan = Plan.from_json(parent.facts["plan"])
     built = finish(folder, made.config, made.shards, sha256, plan, [parent, *sources])
