@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attacks import assert_told, in_vain, made, refused, run
+from attacks import assert_told, in_vain, made, merge_of, refused, run
 
 from conftest import REPOSITORY, tree_sha256
 from strata import store
@@ -182,3 +182,12 @@ def test_the_same_bytes_and_modes_come_out_wherever_a_command_runs(
     if "preexec_fn" not in options:
         assert_told(wrong.stdout, ["no such file or folder"])
     assert set(store.objects(odd)) == {id}
+
+
+@pytest.mark.parametrize("env", [ASCII, {"PYTHONIOENCODING": "ascii"}])
+def test_what_cannot_be_printed_is_escaped(tmp_path: Path, llama: Path, env: dict[str, str]) -> None:
+    command = merge_of(llama, tmp_path)
+    done = job(tmp_path, *command[:2], str(tmp_path / "größer"), env=env)
+    assert done.returncode == 0 and "Traceback" not in done.stdout, done.stdout
+    assert "written to" in done.stdout
+    assert (tmp_path / "größer" / "config.json").is_file()
