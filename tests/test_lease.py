@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from strata import lease as leases
 from strata.errors import ClusterError
-from strata.lease import lease
+from strata.lease import lease, sweep_lease
 
 ID = "merge-0123456789abcdef0123456789abcdef"
 
@@ -101,6 +102,21 @@ def test_an_owner_known_to_be_dead_is_not_waited_for(
         hold(tmp_path, host=socket.gethostname(), process=ended.pid)
     with lease(tmp_path, ID, lambda: None) as made:
         assert made is None
+
+
+def test_what_the_dead_left_behind_is_swept_and_what_the_living_hold_is_not(tmp_path: Path) -> None:
+    """Who is killed between publishing an object and giving its lease back never comes for it again."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    folder = hold(tmp_path, host=socket.gethostname(), process=ended.pid)
+    folder.with_name(f".{ID}.{socket.gethostname()}.{ended.pid}.0123").mkdir()
+    sweep_lease(tmp_path, ID)
+    assert not list((tmp_path / "leases").iterdir())
+    for owner in ({"host": socket.gethostname(), "process": os.getpid()}, {"host": "elsewhere"}):
+        folder = hold(tmp_path, **owner)
+        sweep_lease(tmp_path, ID)
+        assert folder.is_dir()
+        shutil.rmtree(folder)
 
 
 def test_who_is_not_to_wait_steps_back_from_the_living_and_takes_over_from_the_dead(tmp_path: Path) -> None:

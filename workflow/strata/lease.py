@@ -99,7 +99,7 @@ def _wait(folder: Path, own: dict[str, Any], find: Callable[[], _Made | None], w
 
 def _acquire(folder: Path, own: dict[str, Any]) -> bool:
     """Take a lease that nobody holds, by the rename of a folder that says already whose it is."""
-    mine = folder.with_name(f".{folder.name}.{own['token']}")
+    mine = _aside(folder)
     mine.mkdir()
     try:
         (mine / "owner.json").write_text(json.dumps(own))
@@ -119,9 +119,26 @@ def at_work(root: Path) -> dict[str, list[str]]:
     return {id: owner["needs"] if owner else [] for id, owner in found.items()}
 
 
+def sweep_lease(root: Path, id: str) -> None:
+    """Remove what processes that are known to be dead left of an id's lease, once the id is there: who was killed just
+    behind its publication would be at work for ever, and keep all that it read from being garbage."""
+    folder = root / "leases" / id
+    if _is_gone(_owner(folder), _self()):
+        _put_aside(folder)
+    for path in folder.parent.glob(f".{id}.{socket.gethostname()}.*"):
+        process = path.name.split(".")[-2]
+        if process.isdigit() and not is_alive(int(process)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    """A name beside a lease that tells whose it is."""
+    return folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}")
+
+
 def _put_aside(folder: Path) -> None:
     """Put a dead owner's lease aside: by a rename, so that of several that wait one does it."""
-    aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    aside = _aside(folder)
     try:
         folder.rename(aside)
     except FileNotFoundError:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from strata.errors import NonDeterministic, SpaceError, StoreError, UsageError
-from strata.lease import is_alive, lease
+from strata.lease import is_alive, lease, sweep_lease
 from strata.recipe import DETERMINISTIC, KINDS, Recipe, canonical, digest, kind_of
 
 FORMAT = 1
@@ -144,6 +144,7 @@ def publish(root: Path, recipe: Recipe, build: Callable[[Path], Built], wait: bo
             with lease(root, recipe.id, lambda: _accept(root, recipe), needs, wait) as made:
                 done = made or _build(root, recipe, build)
         _copy_manifest(root, done)
+        sweep_lease(root, recipe.id)
     return done
 
 
