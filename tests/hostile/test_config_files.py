@@ -91,6 +91,8 @@ HOSTILE: list[tuple[str, str, tuple[str, str], list[str]]] = [
     ("B55+", "a token as a key", ("path: text", f"path: x, {TOKEN}: 1"), ["a hub token stands in this file"]),
     ("B55+", "a token in a comment of a broken file", (GOOD, f"a: [  # {TOKEN}"), ["a hub token stands in this file"]),
     ("B55+", "a token as a name", named(TOKEN), ["a hub token stands in this file"]),
+    ("B61", "a name that a spreadsheet would run", named('"=cmd()"'), [NAME]),
+    ("B61", "a name that a browser would run", named('"<script>"'), [NAME]),
     ("B62", "a suite that is not there", ("suites: []", "suites: [../evil.yaml]"), ["no such suite", "../evil.yaml"]),
 ]  # fmt: skip
 
