@@ -34,6 +34,7 @@ rule all:
 onstart:
     require_scheduler()
     keep_what_is_needed()
+    watch_cluster()
 
 
 onsuccess:

@@ -18,8 +18,18 @@ from strata.recipe import Recipe
 from strata.resources import request
 
 
+def without_sbatch(folder: Path) -> str:
+    """A PATH on which all programs but this one are found."""
+    folder.mkdir(exist_ok=True)
+    places = [Path(place) for place in os.environ["PATH"].split(os.pathsep) if Path(place).is_dir()]
+    for program in (program for place in places if (place / "sbatch").exists() for program in place.iterdir()):
+        if program.name != "sbatch" and not (folder / program.name).is_symlink():
+            (folder / program.name).symlink_to(program)
+    return os.pathsep.join([*(str(place) for place in places if not (place / "sbatch").exists()), str(folder)])
+
+
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if not Path(p, "sbatch").exists())
+    path = without_sbatch(folder.parent / f"{folder.name}-programs")
     command = [sys.executable, "-m", "snakemake", "--profile", "slurm", "all", *arguments]
     return subprocess.run(
         command,
@@ -44,7 +54,7 @@ def test_a_dry_run_resolves_with_resources_for_each_rule(clone: Path) -> None:
     dry = run(clone, "-n")
     assert dry.returncode == 0, dry.stdout
     for rule in ("init", "merge", "evaluate"):
-        found = re.search(rf"\nrule {rule}:\n.*?resources: ([^\n]+)", dry.stdout, re.DOTALL)
+        found = re.search(rf"\n(?:local)?rule {rule}:\n.*?resources: ([^\n]+)", dry.stdout, re.DOTALL)
         assert found, rule
         for name in ("gpu=0", "mem_mb=", "runtime=", "disk_mb="):
             assert name in found[1]
@@ -56,7 +66,8 @@ def test_cuda_makes_evaluation_and_nothing_else_ask_for_a_gpu(clone: Path) -> No
         file.write("device: cuda\n")
     dry = run(clone, "-n").stdout
     gpus = {
-        rule: set(re.findall(rf"\nrule {rule}:\n.*?gpu=(\d)", dry, re.DOTALL)) for rule in ("init", "merge", "evaluate")
+        rule: set(re.findall(rf"\n(?:local)?rule {rule}:\n.*?gpu=(\d)", dry, re.DOTALL))
+        for rule in ("init", "merge", "evaluate")
     }
     assert gpus == {"init": {"0"}, "merge": {"0"}, "evaluate": {"1"}}
 

@@ -2,6 +2,7 @@
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,12 +15,14 @@ from strata.config import config_files as given_files
 from strata.errors import ClusterError, StoreError, StrataError
 from strata.garbage import mark
 from strata.recipe import digest
-from strata.resources import request
+from strata.resources import ACROSS, across, request
+from strata.slurm import watch
 from strata.status import variant_of
 from strata.store import target
 
 RESULTS = Path("results")
 STARTED = time.time()
+ENDED_BY, LAST_LOOKS = [], []
 
 
 def refuse(error):
@@ -114,6 +117,21 @@ def need(operation, resource):
     return lambda wildcards, attempt: getattr(request(job_of(operation, wildcards), attempt), resource)
 
 
+def across_nodes(operation):
+    """What Slurm is told of a job on several nodes; unset on one."""
+
+    def one(name):
+        return lambda wildcards, attempt: across(request(job_of(operation, wildcards), attempt))[name]
+
+    return {name: one(name) for name in ACROSS}
+
+
+def merges_are_copies():
+    """Whether every merge moves bytes and computes nothing. A sweep has hundreds, each shorter than its place in a queue."""
+    merges = [v for v in EXPERIMENT.variants.values() if v.job.recipe.operation == "merge"]
+    return all((v.plan is None or v.plan.is_bytes) and "dtype" not in v.job.recipe.parameters for v in merges)
+
+
 def names_of(operation):
     """The variants that a job builds or scores, for whoever reads Snakemake's output. Not a parameter: a rename
     must not run it again."""
@@ -169,6 +187,17 @@ def require_scheduler():
         )
 
 
+def watch_cluster():
+    """See to it that a run on Slurm does not wait for a job that will not come back."""
+
+    def end(error):
+        ENDED_BY.append(error)
+        os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C: Snakemake cancels its other jobs
+
+    if workflow.executor_plugin.name == "slurm":
+        LAST_LOOKS.append(watch(Path.cwd(), lambda text: print(text, file=sys.stderr), end))
+
+
 def say_where_the_report_is():
     """At the end of a run that wrote the report. One that did not must not point at an older one."""
     page = RESULTS / "report" / "report.html"
@@ -178,8 +207,12 @@ def say_where_the_report_is():
 
 def report_what_there_is():
     """At the end of a run that failed: a report of the variants that are finished, beside the last whole one."""
+    for look in LAST_LOOKS:
+        look()
     print("The report was not written again. Mend what failed above and run the same command.", file=sys.stderr)
     command = [sys.executable, "-m", "strata", "report", "--partial", "--configfile", *CONFIG_FILES]
     path = {"PYTHONPATH": str(Path(workflow.basedir, "workflow"))}
     run = subprocess.run(command, env=os.environ | path, capture_output=True, text=True)
     print((run.stdout or run.stderr).strip(), file=sys.stderr)
+    if ENDED_BY:
+        refuse(ENDED_BY[0])

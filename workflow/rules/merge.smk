@@ -1,4 +1,4 @@
-# Checkpoints re-stacked from their parents' layers, by byte ranges.
+# Checkpoints re-stacked from their parents' layers, by byte ranges: local, unless one averages weights.
 
 
 rule merge:
@@ -8,6 +8,7 @@ rule merge:
         "results/checkpoints/merge-{hash}.json",
     log:
         "results/logs/merge-{hash}.log",
+    localrule: merges_are_copies()
     conda:
         "../../envs/strata.yaml"
     threads: threads_of("merge")

@@ -46,7 +46,8 @@ rule reference:
 
 
 # How many processes train is a resource and no parameter: the weights are those of the recipe. A job that is stopped
-# by a signal ends with 75, and the next attempt goes on from its snapshot.
+# by a signal ends with 75, and the next attempt goes on from its snapshot: `exec`, so that no shell dies of the signal
+# before the snapshot is written.
 rule pretrain:
     input:
         inputs("pretrain"),
@@ -58,16 +59,19 @@ rule pretrain:
         "../../envs/strata.yaml"
     threads: threads_of("pretrain")
     resources:
+        **across_nodes("pretrain"),
         mem_mb=need("pretrain", "mem_mb"),
         runtime=need("pretrain", "runtime"),
         disk_mb=need("pretrain", "disk_mb"),
         gpu=need("pretrain", "gpu"),
         variants=names_of("pretrain"),
         processes=need("pretrain", "processes"),
+        nodes=need("pretrain", "nodes"),
     params:
         recipe=recipe("pretrain"),
     shell:
-        "python -m strata pretrain {params.recipe:q} --processes={resources.processes:q} --log {log:q}"
+        "exec python -m strata pretrain {params.recipe:q} --processes={resources.processes:q}"
+        " --nodes={resources.nodes:q} --log {log:q}"
 
 
 rule sft:
@@ -81,16 +85,19 @@ rule sft:
         "../../envs/strata.yaml"
     threads: threads_of("sft")
     resources:
+        **across_nodes("sft"),
         mem_mb=need("sft", "mem_mb"),
         runtime=need("sft", "runtime"),
         disk_mb=need("sft", "disk_mb"),
         gpu=need("sft", "gpu"),
         variants=names_of("sft"),
         processes=need("sft", "processes"),
+        nodes=need("sft", "nodes"),
     params:
         recipe=recipe("sft"),
     shell:
-        "python -m strata sft {params.recipe:q} --processes={resources.processes:q} --log {log:q}"
+        "exec python -m strata sft {params.recipe:q} --processes={resources.processes:q}"
+        " --nodes={resources.nodes:q} --log {log:q}"
 
 
 rule dpo:
@@ -104,13 +111,16 @@ rule dpo:
         "../../envs/strata.yaml"
     threads: threads_of("dpo")
     resources:
+        **across_nodes("dpo"),
         mem_mb=need("dpo", "mem_mb"),
         runtime=need("dpo", "runtime"),
         disk_mb=need("dpo", "disk_mb"),
         gpu=need("dpo", "gpu"),
         variants=names_of("dpo"),
         processes=need("dpo", "processes"),
+        nodes=need("dpo", "nodes"),
     params:
         recipe=recipe("dpo"),
     shell:
-        "python -m strata dpo {params.recipe:q} --processes={resources.processes:q} --log {log:q}"
+        "exec python -m strata dpo {params.recipe:q} --processes={resources.processes:q}"
+        " --nodes={resources.nodes:q} --log {log:q}"

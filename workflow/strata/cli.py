@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
             )
         job.add_argument("--location", default="", help=argparse.SUPPRESS)  # where a local source lies
         job.add_argument("--processes", type=int, default=1, help=argparse.SUPPRESS)  # that train together
+        job.add_argument("--nodes", type=int, default=1, help=argparse.SUPPRESS)  # that Slurm has given them
         job.add_argument("--log", help=argparse.SUPPRESS)  # file for everything but progress and errors
         job.set_defaults(operation=operation)
     add("links", _links, "(called by the workflow) link every variant's name").add_argument("--log")
@@ -157,7 +158,7 @@ def _job(options: argparse.Namespace) -> None:
         return
     from strata.operations import run
 
-    run(options.root, options.operation, options.recipe, options.location, options.processes)
+    run(options.root, options.operation, options.recipe, options.location, options.processes, options.nodes)
 
 
 def _files(options: argparse.Namespace) -> list[str]:

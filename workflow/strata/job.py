@@ -15,6 +15,7 @@ class Job:
     shape: of the model it works on or makes
     location: where a local source lies
     processes: how many train together
+    nodes: how many machines they are spread over
     trained: how many parameters train, where the layer plan is known
     """
 
@@ -22,6 +23,7 @@ class Job:
     shape: Shape | None = None
     location: str = ""
     processes: int = 1
+    nodes: int = 1
     trained: int | None = None
 
     @property

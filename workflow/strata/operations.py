@@ -11,12 +11,13 @@ from strata.recipe import VERSIONS, Recipe
 from strata.slots import gpus
 
 
-def run(root: Path, operation: str, text: str, location: str, processes: int) -> None:
+def run(root: Path, operation: str, text: str, location: str, processes: int, nodes: int = 1) -> None:
     """Do the job of a recipe, given as canonical JSON, and record what it took.
 
     Args:
         location: where a local source lies.
         processes: that train together.
+        nodes: that Slurm has given them.
 
     Raises:
         ClusterError: it asks for more GPUs than this machine has.
@@ -36,10 +37,10 @@ def run(root: Path, operation: str, text: str, location: str, processes: int) ->
     wanted = processes if recipe.parameters.get("device") == "cuda" and "RANK" not in os.environ else 0
     launches = processes > 1 and "RANK" not in os.environ  # then the first of those it starts is recorded
     with gpus(wanted), nullcontext() if launches else recorded(root, recipe.id):
-        _run(root, recipe, location, processes)
+        _run(root, recipe, location, processes, nodes)
 
 
-def _run(root: Path, recipe: Recipe, location: str, processes: int) -> None:
+def _run(root: Path, recipe: Recipe, location: str, processes: int, nodes: int) -> None:
     match recipe.operation:
         case "fetch":
             from strata.sources import fetch
@@ -68,7 +69,7 @@ def _run(root: Path, recipe: Recipe, location: str, processes: int) -> None:
         case "pretrain" | "sft" | "dpo":
             from strata.train.operation import train
 
-            train(root, recipe, processes)
+            train(root, recipe, processes, nodes)
         case "encode":
             from strata.encode import encode
 

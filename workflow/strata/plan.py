@@ -71,6 +71,11 @@ class Plan:
         """The parts outside the layers, by the names that `families` gives them."""
         return {"embed": self.embed_from, "norm": self.norm_from, "head": self.head_from}
 
+    @property
+    def is_bytes(self) -> bool:
+        """Whether it copies and averages nothing: such a merge reads no weight."""
+        return all(part.transform in ("copy", "zero") for part in (*self.layers, *self.outside.values()))
+
     def to_json(self) -> dict[str, Any]:
         """A part that is a copy is written as the number of its parent."""
         parts = {

@@ -35,17 +35,25 @@ SPEED = {"cpu": 4e10, "cuda": 1e14}
 ROWS = 50_000  # of a source of rows, where the config does not say how many are used
 DAY = 1_440  # minutes: what takes longer is stopped, and goes on from its snapshot (the profile's `retries`)
 
+ACROSS = ("tasks", "tasks_per_node", "tasks_per_gpu", "cpus_per_task", "gres", "mpi")
+
 
 @dataclass(frozen=True)
 class Request:
-    """Resources of one attempt of a job, in Snakemake's names and units. `processes` train together."""
+    """Resources of one attempt of a job, in Snakemake's names and units; memory and disk on each of its machines."""
 
     threads: int
     mem_mb: int
     runtime: int  # minutes
     disk_mb: int
-    gpu: int
-    processes: int
+    gpus: int  # in all
+    processes: int  # that train together
+    nodes: int  # machines that they are spread over
+
+    @property
+    def gpu(self) -> int:
+        """GPUs that are asked for as a sum. On several nodes they are asked for by node, or one might get more."""
+        return self.gpus if self.nodes == 1 else 0
 
 
 def request(job: Job, attempt: int = 1) -> Request:
@@ -57,12 +65,29 @@ def request(job: Job, attempt: int = 1) -> Request:
     growth = 1 + 0.5 * (attempt - 1)
     return Request(
         threads=THREADS.get(operation, 4) * job.processes,
-        mem_mb=round((LIBRARIES_MB[operation] * job.processes + _weights_mb(job)) * growth),
+        mem_mb=round((LIBRARIES_MB[operation] * job.processes // job.nodes + _weights_mb(job)) * growth),
         runtime=min(round(minutes * growth), DAY),
         disk_mb=_disk_mb(job, size_mb),
-        gpu=job.processes if uses_model and parameters["device"] == "cuda" else 0,
+        gpus=job.processes if uses_model and parameters["device"] == "cuda" else 0,
         processes=job.processes,
+        nodes=job.nodes,
     )
+
+
+def across(asked: Request) -> dict[str, int | str | None]:
+    """What Slurm's plugin is told besides of a job that runs on several nodes: a task for each process. None is left
+    out, as all is of a job on one node."""
+    if asked.nodes == 1:
+        return dict.fromkeys(ACROSS)
+    each = asked.processes // asked.nodes
+    return {
+        "tasks": asked.processes if each == 1 else None,  # the plugin takes one or the other
+        "tasks_per_node": each if each > 1 else None,
+        "tasks_per_gpu": 0,  # or it would take `tasks` for it
+        "cpus_per_task": asked.threads // asked.processes,
+        "gres": f"gpu:{each}" if asked.gpus else None,
+        "mpi": "srun",
+    }
 
 
 def _weights_mb(job: Job) -> int:
@@ -87,7 +112,8 @@ def _training_mb(job: Job, shape: Shape) -> int:
     trained = shape.parameters if job.trained is None else job.trained
     weights = 8 * shape.parameters  # as stored, and as computed with
     if parameters["device"] == "cuda":
-        return (weights * job.processes + 12 * trained) // MB  # each process loads the whole model
+        here = job.processes // job.nodes
+        return (weights * here + 12 * trained) // MB  # each process loads the whole model
     # Kept for the backward pass: about 25 vectors of the hidden width for each token and layer; then four of the
     # vocabulary's, in float32: logits, their copy, their logarithms and their gradient. Pairs have two members.
     tokens = parameters["micro_batch"] * parameters["length"] * (2 if job.recipe.operation == "dpo" else 1)

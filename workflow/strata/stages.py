@@ -89,6 +89,7 @@ def trained_variant(
         Recipe(training.operation, parameters, (parent.job.id,), tuple(sources)),
         shape.cast(parameters["stored"]) if "stored" in parameters else shape,
         processes=training.processes,
+        nodes=training.nodes,
         trained=_trained(training, plan, shape),
     )
     lineage = taught(parent.lineage, [job.recipe for job in tokens], _template(training, parent.lineage))
@@ -112,6 +113,11 @@ def _check_numbers(training: Training, place: Place) -> None:
         raise place.error(
             "the batch cannot be divided among the processes", "batch",
             expected=f"a multiple of {training.processes} processes", got=batch,
+        )  # fmt: skip
+    if training.processes % training.nodes:
+        raise place.error(
+            "the processes cannot be divided among the nodes", "processes",
+            expected=f"a multiple of {training.nodes} nodes", got=training.processes,
         )  # fmt: skip
     if (training.micro_batch or 1) > batch:
         raise place.error(

@@ -112,10 +112,15 @@ class Training(Model):
         default=False, description="compute activations a second time instead of keeping them: slower, less memory"
     )
     processes: Positive = Field(default=1, description="processes that train together, one per GPU; not in the recipe")
+    nodes: Positive = Field(
+        default=1, description="machines that Slurm spreads the processes over, evenly; not in the recipe"
+    )
 
     def normal(self, device: str) -> dict[str, Any]:
         """The parameters in a recipe, but for those that name sources or variants."""
-        own = self.model_dump(exclude={"processes", "data", "heldout", "every", "stop", "template"}, exclude_none=True)
+        own = self.model_dump(
+            exclude={"processes", "nodes", "data", "heldout", "every", "stop", "template"}, exclude_none=True
+        )
         return own | {
             "micro_batch": self.micro_batch or self.batch,
             "decay": self.falling,

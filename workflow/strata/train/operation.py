@@ -38,12 +38,13 @@ from strata.train.task import Task, heldout_batches, heldout_loss, preferring, p
 MAX_SHARED = 0.01  # of the held-out passages: large corpora repeat a licence or a greeting
 
 
-def train(root: Path, recipe: Recipe, processes: int = 1) -> Object | None:
+def train(root: Path, recipe: Recipe, processes: int = 1, nodes: int = 1) -> Object | None:
     """Train what a recipe asks for and publish the checkpoint. Returns it, in the process that published it.
 
     Args:
-        processes: how many train together on this machine. A process that a launcher has started as one of several
-            joins the others, whatever this says.
+        processes: how many train together. A process that a launcher has started as one of several joins the others,
+            whatever this says.
+        nodes: how many machines they are spread over, where this is a job of Slurm's.
 
     Raises:
         StoreError: an input is missing or damaged.
@@ -52,7 +53,7 @@ def train(root: Path, recipe: Recipe, processes: int = 1) -> Object | None:
     """
     if processes > 1 and not is_rank():
         log = ["--log", progress.log_file] if progress.log_file else []
-        launch(rank_command(["--root", str(root), recipe.operation, recipe.canonical, *log]), processes)
+        launch(rank_command(["--root", str(root), recipe.operation, recipe.canonical, *log]), processes, nodes)
         return store.require(root, recipe.id)
     check_device(recipe.parameters["device"])
     with signals() as stop, joined(recipe.parameters["device"]) as ranks:

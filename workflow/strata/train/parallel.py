@@ -1,7 +1,7 @@
 """Ranks: the processes that train one model together. One process is a rank of one, and needs no process group.
 
-Ranks read the variables that torchrun sets. `launch` starts them on one machine: unlike torchrun it hands a signal on,
-waits for the snapshot however long that takes, and keeps the exit code.
+Ranks read the variables that torchrun sets. `launch` starts them on one machine, or through Slurm's srun on several:
+unlike torchrun it hands a signal on, waits for the snapshot however long that takes, and keeps the exit code.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 from strata.errors import Preempted
 
 STOP = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)  # SIGUSR1 is NCCL's
+# What srun tells its tasks, as torchrun would.
+AS_RANK = 'RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID exec "$@"'
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,8 @@ def whole(tensor: Any) -> Any:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def launch(command: Sequence[str], count: int) -> None:
-    """Run `count` ranks of a command on this machine and wait for all of them.
+def launch(command: Sequence[str], count: int, nodes: int = 1) -> None:
+    """Run `count` ranks of a command on this machine, or on the nodes of this Slurm job, and wait for all of them.
 
     When one fails the others are stopped; a signal to this process reaches all of them.
 
@@ -155,16 +157,22 @@ def launch(command: Sequence[str], count: int) -> None:
         SystemExit: with the exit code of the rank that failed first, or 75 when all were stopped by a signal and left
             a snapshot; they have said why.
     """
+    spread = nodes > 1 and "SLURM_JOB_ID" in os.environ
+    here = socket.gethostname() if spread else "127.0.0.1"  # a job's script runs on its first node, as does rank 0
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("", 0))
         port = probe.getsockname()[1]
-    common = os.environ | {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    common.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
+    common = os.environ | {"MASTER_ADDR": here, "MASTER_PORT": str(port)}
+    each = count // nodes if spread else count
+    common.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // each)))
     ranks: list[subprocess.Popen[bytes]] = []
     before = {number: signal.signal(number, lambda got, _: _send(ranks, got)) for number in STOP}
     try:
-        for rank in range(count):
-            ranks.append(_start(command, common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}))
+        if spread:
+            ranks.append(_start(_srun(command, count, nodes), common))
+        for rank in range(0 if spread else count):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+            ranks.append(_start(command, common | place))
         while any(rank.poll() is None for rank in ranks):
             if failed := [rank.returncode for rank in ranks if rank.returncode not in (None, 0, Preempted.exit_code)]:
                 _stop(ranks)
@@ -178,6 +186,15 @@ def launch(command: Sequence[str], count: int) -> None:
     if codes - {0}:
         code = max(codes, key=lambda code: (code != Preempted.exit_code, code))
         raise SystemExit(code if code > 0 else 1)
+
+
+def _srun(command: Sequence[str], count: int, nodes: int) -> list[str]:
+    """Slurm's own launcher: it hands signals on, and ends all ranks when one fails. One that ends well may end early,
+    while the first still writes."""
+    return [
+        "srun", f"--nodes={nodes}", f"--ntasks={count}", f"--ntasks-per-node={count // nodes}", "--cpu-bind=none",
+        "--kill-on-bad-exit=1", "--wait=0", "bash", "-c", AS_RANK, "bash", *command,
+    ]  # fmt: skip
 
 
 def _start(command: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -1,0 +1,102 @@
+"""The watch over a run's jobs, with a stand-in for Slurm that says what a test wants."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from strata import slurm
+from strata.errors import ClusterError
+
+
+class Cluster:
+    """What squeue tells, what scontrol was asked, and what the user was told."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.told, self.ended = folder, list[str](), list[ClusterError]()
+
+    def has(self, *rows: str) -> None:
+        """Rows of `id|state|exit code|comment`; each job's log is `<id>.log`."""
+        (self.folder / "queue").write_text("".join(f"{row}|{self.folder}/%j.log|{self.folder}|\n" for row in rows))
+
+    def looks(self) -> int:
+        """How often squeue was called."""
+        return len((self.folder / "looks").read_text())
+
+    def asked(self) -> list[str]:
+        file = self.folder / "asked"
+        return file.read_text().splitlines() if file.exists() else []
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    programs = {
+        "squeue": f'cat "{tmp_path}/queue"; echo >> "{tmp_path}/looks"',
+        "scontrol": f'echo "$@" >> "{tmp_path}/asked"; [ ! -e "{tmp_path}/refuses" ] || {{ echo no >&2; exit 1; }}',
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(slurm, "LOOK", 0.05)
+    return Cluster(tmp_path)
+
+
+def watch(cluster: Cluster, *rows: str) -> None:
+    """Watch a run whose jobs come to these states."""
+    slurm.watch(cluster.folder, cluster.told.append, cluster.ended.append)
+    cluster.has(*rows)
+    before, until = cluster.looks(), time.monotonic() + 60
+    while cluster.looks() < before + 4 and not cluster.ended and time.monotonic() < until:
+        time.sleep(0.02)
+    cluster.has()
+
+
+PREEMPTED = "7|PREEMPTED|15|rule_pretrain_wildcards_abc"
+
+
+def test_a_preempted_job_is_queued_again(cluster: Cluster) -> None:
+    cluster.has()
+    watch(cluster, PREEMPTED)
+    assert "requeue 7" in cluster.asked() and "is queued again" in cluster.told[0] and not cluster.ended
+
+
+def test_where_slurm_refuses_the_run_ends_once_with_the_reason(cluster: Cluster) -> None:
+    cluster.has()
+    (cluster.folder / "refuses").touch()
+    watch(cluster, PREEMPTED)
+    (error,) = cluster.ended
+    assert error.exit_code == 9 and "rule pretrain" in str(error) and "PREEMPTED; scontrol: no" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("row", "log"),
+    [
+        ("8|OUT_OF_MEMORY|0|rule_evaluate", ""),
+        ("8|FAILED|9|rule_evaluate", ""),
+        ("8|FAILED|256|rule_evaluate", "slurmstepd: error: StepId=8.0 exceeded memory limit (2 > 1), being killed"),
+        ("8|FAILED|256|rule_evaluate", "slurmstepd: error: Detected 1 oom_kill event in StepId=8.0."),
+    ],
+)
+def test_a_job_that_was_killed_for_its_memory_is_told_of_once_with_what_to_change(
+    cluster: Cluster, row: str, log: str
+) -> None:
+    cluster.has()
+    (cluster.folder / "8.log").write_text(log)
+    watch(cluster, row, "9|FAILED|256|rule_evaluate")
+    (text,) = cluster.told
+    assert (
+        "killed for want of memory" in text
+        and "raise `mem_mb` of evaluate under `set-resources`" in text
+        and not cluster.asked()
+    )
+
+
+def test_jobs_of_an_earlier_run_of_other_folders_and_of_other_programs_are_left_alone(cluster: Cluster) -> None:
+    cluster.has(PREEMPTED)
+    watch(cluster, PREEMPTED, "8|PREEMPTED|15|(null)", "9|RUNNING|0|rule_pretrain")
+    elsewhere = Cluster(cluster.folder / "elsewhere")
+    slurm.watch(elsewhere.folder, elsewhere.told.append, elsewhere.ended.append)
+    assert not cluster.asked() and not cluster.told and not elsewhere.told

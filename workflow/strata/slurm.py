@@ -1,0 +1,127 @@
+"""Watch over the jobs of a run on Slurm, for what Snakemake's plugin does not see or does not explain.
+
+The plugin waits without end for a job that was preempted and not queued again, and for one that lost its node while it
+counts on Slurm to queue it again. Slurm is asked to do so; where it refuses, the run ends. A job that was killed for
+its memory is told of as such, with what to change.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from strata.errors import ClusterError
+
+LOOK = 20.0  # seconds between two looks
+STRANDED = ("PREEMPTED", "NODE_FAIL")
+FIELDS = ("JobID", "State", "exit_code", "Comment", "STDOUT", "WorkDir")
+KILLED = re.compile(r"exceeded (job )?memory limit|oom[-_]kill", re.IGNORECASE)  # slurmstepd's words in a job's log
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """One job as Slurm has it."""
+
+    id: str
+    state: str
+    code: str  # of its exit, or the signal that ended it
+    rule: str
+    log: Path
+
+
+def watch(folder: Path, say: Callable[[str], None], end: Callable[[ClusterError], None]) -> Callable[[], None]:
+    """Look after the jobs that are submitted in a folder from now on, in a thread of its own.
+
+    Args:
+        say: told what the user should know.
+        end: told why the run cannot go on; then nothing more is watched.
+
+    Returns:
+        What looks once more, at the end of a run that failed.
+    """
+    done = {job.id for job in jobs(folder)}  # of earlier runs
+
+    def go_on() -> None:
+        pause = threading.Event()
+        while not pause.wait(LOOK):
+            refusal = _look(folder, done, say)
+            if refusal is not None:
+                end(refusal)
+                return
+
+    def last() -> None:
+        _tell_of_memory(jobs(folder), done, say)
+
+    threading.Thread(target=go_on, daemon=True).start()
+    return last
+
+
+def _look(folder: Path, done: set[str], say: Callable[[str], None]) -> ClusterError | None:
+    """Queue again what is stranded. Returns why the run cannot go on where Slurm refuses."""
+    found = jobs(folder)
+    _tell_of_memory(found, done, say)
+    for job in found:
+        if job.state in STRANDED and job.id not in done:
+            refusal = _queue_again(job)
+            if refusal is not None:
+                return refusal
+            say(f"Slurm job {job.id} ({job.rule}) was in state {job.state}; it is queued again")
+    return None
+
+
+def _tell_of_memory(found: list[SlurmJob], done: set[str], say: Callable[[str], None]) -> None:
+    for job in found:
+        if job.id not in done and is_out_of_memory(job):
+            done.add(job.id)
+            say(str(out_of_memory(job)))
+
+
+def jobs(folder: Path) -> list[SlurmJob]:
+    """Snakemake's jobs in a folder, queued, running or ended a short while ago; none while Slurm does not answer."""
+    form = ",".join(f"{field}:|" for field in FIELDS)
+    query = ["squeue", "--me", "--states=all", "--noheader", f"--Format={form}"]
+    try:
+        run = subprocess.run(query, capture_output=True, text=True, timeout=60)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    rows = [line.split("|") for line in run.stdout.splitlines()]
+    return [
+        SlurmJob(id, state, code, comment.partition("_")[2].partition("_wildcards_")[0], Path(log.replace("%j", id)))
+        for id, state, code, comment, log, place in (row[:6] for row in rows if len(row) > 5)
+        if comment.startswith(("rule_", "group_")) and Path(place) == folder
+    ]
+
+
+def is_out_of_memory(job: SlurmJob) -> bool:
+    """Slurm says so of some jobs; of others only their log does, or that they were killed by signal 9."""
+    if job.state != "FAILED":
+        return job.state == "OUT_OF_MEMORY"
+    try:
+        return job.code.endswith(":9") or job.code == "9" or bool(KILLED.search(job.log.read_text(errors="replace")))
+    except OSError:
+        return False
+
+
+def out_of_memory(job: SlurmJob) -> ClusterError:
+    """What a user is told of a job that was killed for its memory."""
+    return ClusterError(
+        f"a job of `{job.rule}` was killed for want of memory", where=f"Slurm job {job.id}",
+        got=f"{job.state}; log: {job.log}",
+        todo=f"each retry asks for more; or raise `mem_mb` of {job.rule} under `set-resources` in slurm/profile.yaml",
+    )  # fmt: skip
+
+
+def _queue_again(job: SlurmJob) -> ClusterError | None:
+    """Ask Slurm to queue a job again. Returns why the run cannot go on where it refuses."""
+    run = subprocess.run(["scontrol", "requeue", job.id], capture_output=True, text=True)  # noqa: S603, S607
+    if run.returncode == 0:
+        return None
+    return ClusterError(
+        "a job has ended in a state that Snakemake would wait on without end, and Slurm does not queue it again",
+        where=f"Slurm job {job.id}, rule {job.rule}", got=f"{job.state}; scontrol: {run.stderr.strip()}",
+        todo="run the same command again: finished work is kept. `slurm-requeue: true` in the profile lets Slurm do it",
+    )  # fmt: skip
