@@ -195,7 +195,18 @@ def watch_cluster():
         os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C: Snakemake cancels its other jobs
 
     if workflow.executor_plugin.name == "slurm":
+        ask = ["sacct", "-n", "-X", "--name", "none"]
+        if shutil.which("sacct") and subprocess.run(ask, capture_output=True, check=False).returncode:
+            forget_sacct()
         LAST_LOOKS.append(watch(Path.cwd(), lambda text: print(text, file=sys.stderr), end))
+
+
+def forget_sacct():
+    """Where there is no accounting: the plugin asks sacct when the controller is slow, and loses all jobs by its error."""
+    import snakemake_executor_plugin_slurm as plugin
+
+    is_there = plugin.is_query_tool_available
+    plugin.is_query_tool_available = lambda tool: tool != "sacct" and is_there(tool)
 
 
 def say_where_the_report_is():
