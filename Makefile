@@ -23,7 +23,7 @@ $(PEER)/installed: envs/mergekit.lock
 	$(PEER)/bin/python -m pip install --quiet --disable-pip-version-check -r envs/mergekit.lock
 	touch $@
 
-.PHONY: help results peer test test-slow check format schema lock
+.PHONY: help results peer test test-slow slurm-test check format schema lock
 
 help:       ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -39,6 +39,10 @@ test: $(VENV)/installed  ## the test suite, a few minutes on 2 cores
 
 test-slow: $(VENV)/installed $(PEER)/installed  ## the slow proofs, on the real model and against mergekit
 	$(BIN)/python -m pytest -m slow
+
+slurm-test: $(VENV)/installed  ## the workflow on a real Slurm of two nodes on this machine: for root on Debian
+	$(BIN)/python tests/slurm/cluster.py install
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python tests/slurm/cluster.py run $(BIN)/python -m pytest -m slurm tests/slurm
 
 check: $(VENV)/installed  ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -1,0 +1,300 @@
+"""Runs on a real Slurm of two nodes with one GPU each, through the shipped profile: queueing, and everything that ends
+a job before its time. `make slurm-test`; for root on Debian."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster import RUNNING, start_controller, start_node, stop, told, wait_for, wait_until_idle
+
+from conftest import REPOSITORY, read_json, snakemake, strata, tree_sha256, write_experiment
+from strata import experiment
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(RUNNING not in os.environ, reason="needs a Slurm that `make slurm-test` has started"),
+]
+TOKENS = 25_600  # 200 steps
+ONE_THREAD = ("--set-threads", "pretrain=1")  # on a busy machine threads wait for each other for seconds
+LIMIT = 240  # seconds in which each run must end
+TRAINED = "data: {{diary: 1}}, tokens: {tokens}, length: 64, batch: 2, learning_rate: 2.0e-3, seed: {seed}"
+VARIANTS = """\
+  base: {init: {source: m}}
+  dus: {parent: base, merge: {method: dus, drop: 1}}
+  stacked: {parent: base, merge: {method: dus, drop: 0}}
+"""
+RUNS: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture
+def idle() -> Iterator[Path]:
+    """The folder of a cluster that has nothing to do, before and after."""
+    yield Path(os.environ[RUNNING])
+    for run in RUNS:  # those of a test that failed
+        run.kill()
+    RUNS.clear()
+    told("scancel", "--user=root")
+    wait_until_idle()
+
+
+def with_training(folder: Path, tokens: int = TOKENS, seed: int = 1, more: str = "") -> str:
+    """Add a long training to the experiment in `folder`; returns the target that stands for its checkpoint."""
+    settings = TRAINED.format(tokens=tokens, seed=seed) + more
+    (folder / "long.yaml").write_text(f"variants:\n  long: {{parent: dus, pretrain: {{{settings}}}}}\n")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        id = experiment.load(["config.yaml", "long.yaml"]).variants["long"].job.id
+    finally:
+        os.chdir(before)
+    return f"results/checkpoints/{id}.json"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
+    """An experiment with a base, a merge and tokens made, so that what is left of a training is one job; and what that
+    training comes to if nothing disturbs it."""
+    folder = write_experiment(tmp_path_factory.mktemp("prepared"), llama, VARIANTS)
+    (folder / "diary").mkdir()
+    for day in range(3):
+        text = " ".join(f"On day {day} I counted {n * 3} ants." for n in range(60))
+        (folder / "diary" / f"{day}.txt").write_text(text)
+    source = f"  diary: {{path: {folder / 'diary'}, sha256: {tree_sha256(folder / 'diary')}}}\n"
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("variants:", f"{source}variants:", 1))
+    target = with_training(folder)
+    done = snakemake(folder, target, *ONE_THREAD, "--configfile", "config.yaml", "long.yaml")
+    assert done.returncode == 0, done.stdout
+    checkpoint = folder / target.removesuffix(".json")
+    shutil.copy(checkpoint / "manifest.json", folder / "undisturbed.json")
+    shutil.rmtree(checkpoint)
+    (folder / target).unlink()
+    return folder
+
+
+@pytest.fixture
+def folder(prepared: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(prepared, tmp_path / "run", symlinks=True))
+
+
+def start(folder: Path, *arguments: str, profile: Path = REPOSITORY / "slurm") -> subprocess.Popen[str]:
+    """`snakemake --profile slurm` as a user starts it, asking Slurm more often."""
+    settings = ["--profile", str(profile), "--slurm-init-seconds-before-status-checks", "2", *ONE_THREAD]
+    command = [sys.executable, "-m", "snakemake", "-s", str(REPOSITORY / "Snakefile"), *settings, *arguments]
+    run = subprocess.Popen(
+        command, cwd=folder, env=os.environ | {"STRATA_SNAPSHOT_SECONDS": "1"}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    RUNS.append(run)
+    return run
+
+
+def train(folder: Path, *arguments: str, **others: Path) -> subprocess.Popen[str]:
+    return start(folder, with_training(folder), *arguments, "--configfile", "config.yaml", "long.yaml", **others)
+
+
+def end(run: subprocess.Popen[str], code: int | None = 0) -> str:
+    """Wait for a run, but not without end; returns what it said."""
+    try:
+        output, _ = run.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        run.kill()
+        output, _ = run.communicate()
+        raise AssertionError(f"no end after {LIMIT} s:\n{output}") from None
+    assert code is None or run.returncode == code, output
+    return output
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps of the long training that its log has."""
+    logs = folder.glob("results/training/*/log.jsonl")
+    return [json.loads(line)["step"] for log in logs for line in log.read_text().splitlines() if '"step"' in line]
+
+
+def until_it_trains(folder: Path, run: subprocess.Popen[str]) -> None:
+    """Wait for a job that has done some steps and written a snapshot."""
+
+    def trains() -> bool:
+        assert run.poll() is None, run.communicate()[0]
+        return bool(list(folder.glob("results/training/*/snapshots/step-*/state.json"))) and len(steps(folder)) > 20
+
+    wait_for(trains, "training", 120)
+
+
+def job() -> str:
+    """The number of the one Slurm job that runs."""
+    (found,) = told("squeue", "-h", "-t", "RUNNING", "-o", "%i").split()
+    return found
+
+
+def same(folder: Path) -> None:
+    """What was trained is bit for bit what undisturbed training makes, from every step done once."""
+    made = read_json(folder / with_training(folder))
+    assert made["digest"] == read_json(folder / "undisturbed.json")["digest"]
+    assert steps(folder) == list(range(1, TOKENS // 128 + 1))
+
+
+def preempt() -> None:
+    """A job of more importance that needs every core, for a few seconds."""
+    told("sbatch", "-p", "high", "-N2", "--ntasks-per-node=16", "-o", "/dev/null", "--wrap", "sleep 2")
+
+
+def test_a_whole_experiment_runs_and_three_jobs_of_one_gpu_share_two_gpus(
+    idle: Path, tmp_path: Path, llama: Path
+) -> None:
+    folder = write_experiment(tmp_path, llama, VARIANTS)
+    run = start(folder, "all", "--set-resources", "evaluate:gpu=1")
+    most, waited = 0, False
+    while run.poll() is None:
+        rows = [line.split("|") for line in told("squeue", "-h", "-o", "%T|%r|%k").splitlines()]
+        evaluations = [(state, why) for state, why, comment in rows if "rule_evaluate" in comment]
+        most = max(most, sum(state == "RUNNING" for state, _ in evaluations))
+        waited = waited or ("PENDING", "Resources") in evaluations
+        time.sleep(0.2)
+    end(run)
+    assert most == 2 and waited
+    assert (folder / "results/report/report.html").exists()
+    assert strata(folder, "verify").returncode == 0
+
+
+def test_a_job_that_is_preempted_and_queued_again_ends_with_the_same_result(idle: Path, folder: Path) -> None:
+    run = train(folder)
+    until_it_trains(folder, run)
+    preempt()
+    output = end(run)
+    assert "Trying to restart" not in output  # no attempt is lost
+    same(folder)
+
+
+def test_a_job_that_is_preempted_and_cancelled_is_queued_again_by_us(idle: Path, folder: Path) -> None:
+    run = train(folder, "--default-resources", "slurm_partition=lowcancel")
+    until_it_trains(folder, run)
+    preempt()
+    assert "was in state PREEMPTED; it is queued again" in end(run)
+    same(folder)
+
+
+def test_where_slurm_does_not_queue_it_again_the_run_ends_and_says_why(
+    idle: Path, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(REPOSITORY / "slurm", tmp_path / "profile")
+    profile = tmp_path / "profile" / "profile.yaml"
+    profile.write_text(profile.read_text().replace("slurm-requeue: true", "slurm-no-requeue: true"))
+    run = train(folder, "--default-resources", "slurm_partition=lowcancel", profile=tmp_path / "profile")
+    until_it_trains(folder, run)
+    preempt()
+    output = end(run, 9)
+    assert "Snakemake would wait on without end" in output and "PREEMPTED" in output
+
+
+def test_a_job_whose_time_is_over_goes_on_with_more(idle: Path, folder: Path) -> None:
+    """As one that hangs, and is not told before: it loses what it did since its last snapshot."""
+    run = train(folder, "--set-resources", "pretrain:runtime=attempt**3")
+    until_it_trains(folder, run)
+    os.kill(training(folder), signal.SIGSTOP)
+    output = end(run)
+    assert "Trying to restart" in output and "TIMEOUT" in output
+    same(folder)
+
+
+def test_before_the_time_is_over_training_is_told_and_writes_a_snapshot(idle: Path, folder: Path) -> None:
+    """Slurm sends it up to a minute early: with a limit of one minute, at once."""
+    run = train(folder, "--set-resources", "pretrain:runtime=attempt**3", "pretrain:slurm_extra=--signal=TERM@40")
+    output = end(run)
+    assert "stopped by a signal" in output and "TIMEOUT" not in output
+    same(folder)
+
+
+def test_a_job_that_is_killed_for_its_memory_names_mem_mb(idle: Path, folder: Path) -> None:
+    run = train(folder, "--set-resources", "pretrain:mem_mb=200", "--retries", "0")
+    output = end(run, 1)
+    assert "was killed for want of memory" in output and "raise `mem_mb` of pretrain" in output
+
+
+def test_the_controller_may_restart(idle: Path, folder: Path) -> None:
+    run = train(folder)
+    until_it_trains(folder, run)
+    stop(idle / "slurmctld.pid")
+    time.sleep(5)
+    start_controller("-R")
+    assert "Trying to restart" not in end(run)
+    same(folder)
+
+
+def test_a_node_is_lost_and_its_job_still_writes_after_another_has_published(idle: Path, folder: Path) -> None:
+    run = train(folder)
+    until_it_trains(folder, run)
+    node = told("squeue", "-h", "-t", "RUNNING", "-o", "%N")
+    zombie = training(folder)
+    os.kill(zombie, signal.SIGSTOP)
+    os.kill(int((idle / f"{node}.pid").read_text()), signal.SIGKILL)
+    told("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
+    try:
+        end(run)
+        target = folder / with_training(folder)
+        before = target.read_bytes()
+        os.kill(zombie, signal.SIGCONT)
+        wait_for(lambda: not Path(f"/proc/{zombie}").exists(), "end of the zombie", 120)
+        assert target.read_bytes() == before
+        assert read_json(target)["digest"] == read_json(folder / "undisturbed.json")["digest"]
+        assert strata(folder, "store", "verify").returncode == 0
+    finally:
+        start_node(node)
+        told("scontrol", "update", f"nodename={node}", "state=resume")
+
+
+def training(folder: Path) -> int:
+    """The process that trains in a folder."""
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = command.read_bytes().split(b"\0")
+            if words[1:4] == [b"-m", b"strata", b"pretrain"] and (command.parent / "cwd").resolve() == folder.resolve():
+                return int(command.parent.name)
+        except OSError:
+            continue
+    raise AssertionError("no process trains")
+
+
+def test_a_job_that_is_cancelled_fails_and_the_next_run_goes_on(idle: Path, folder: Path) -> None:
+    run = train(folder, "--retries", "0")
+    until_it_trains(folder, run)
+    told("scancel", job())
+    assert "CANCELLED" in end(run, 1)
+    end(train(folder))
+    same(folder)
+
+
+def test_a_driver_that_is_killed_and_started_again_waits_for_the_job_it_left(idle: Path, folder: Path) -> None:
+    run = train(folder)
+    until_it_trains(folder, run)
+    first = job()
+    run.kill()
+    run.wait()
+    assert job() == first
+    subprocess.run(
+        [sys.executable, "-m", "snakemake", "-s", str(REPOSITORY / "Snakefile"), "--unlock"], cwd=folder, check=True
+    )
+    end(train(folder))
+    same(folder)
+
+
+def test_two_processes_on_two_nodes_train_what_two_on_one_do(idle: Path, folder: Path, prepared: Path) -> None:
+    made = []
+    for nodes in (1, 2):
+        target = with_training(folder, 1_280, 5, f", processes: 2, nodes: {nodes}")
+        end(start(folder, target, "--configfile", "config.yaml", "long.yaml"))
+        made.append(read_json(folder / target)["digest"])
+        checkpoint = folder / target.removesuffix(".json")
+        shutil.move(checkpoint, folder / f"on-{nodes}")
+        (folder / target).unlink()
+        shutil.rmtree(folder / "results/training")
+    assert made[0] == made[1]
