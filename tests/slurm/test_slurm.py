@@ -72,7 +72,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text.replace("variants:", f"{source}variants:", 1))
     target = with_training(folder)
-    done = snakemake(folder, target, *ONE_THREAD, "--configfile", "config.yaml", "long.yaml")
+    done = snakemake(folder, target, "--configfile", "config.yaml", "long.yaml", *ONE_THREAD)
     assert done.returncode == 0, done.stdout
     checkpoint = folder / target.removesuffix(".json")
     shutil.copy(checkpoint / "manifest.json", folder / "undisturbed.json")
@@ -88,8 +88,17 @@ def folder(prepared: Path, tmp_path: Path) -> Path:
 
 def start(folder: Path, *arguments: str, profile: Path = REPOSITORY / "slurm") -> subprocess.Popen[str]:
     """`snakemake --profile slurm` as a user starts it, asking Slurm more often."""
-    settings = ["--profile", str(profile), "--slurm-init-seconds-before-status-checks", "2", *ONE_THREAD]
-    command = [sys.executable, "-m", "snakemake", "-s", str(REPOSITORY / "Snakefile"), *settings, *arguments]
+    settings = ["--profile", str(profile), "--slurm-init-seconds-before-status-checks", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "-s",
+        str(REPOSITORY / "Snakefile"),
+        *settings,
+        *arguments,
+        *ONE_THREAD,
+    ]
     run = subprocess.Popen(
         command, cwd=folder, env=os.environ | {"STRATA_SNAPSHOT_SECONDS": "1"}, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True,
