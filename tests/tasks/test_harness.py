@@ -304,7 +304,7 @@ def test_a_task_file_of_ones_own_loads_from_an_allowed_folder(own: Path) -> None
     allow(own, "mine")
     experiment = load(["config.yaml"])
     (job,) = experiment.variants["base"].evaluations
-    for id in (*job.recipe.sources,):
+    for id in (id for id in job.recipe.sources if id.startswith("fetch-")):
         fetch(Path("results"), experiment.jobs[id].recipe, experiment.jobs[id].location)
     settings = job.recipe.parameters["tasks"]["parity"]
     data, files = (store.require(Path("results"), settings[key]).path / "files" for key in ("source", "definitions"))
