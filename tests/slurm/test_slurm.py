@@ -41,6 +41,9 @@ def idle() -> Iterator[Path]:
     yield Path(os.environ[RUNNING])
     for run in RUNS:  # those of a test that failed
         run.kill()
+        run.wait()
+        if run.stdout is not None:
+            run.stdout.close()
     RUNS.clear()
     told("scancel", "--user=root")
     wait_until_idle()
