@@ -34,8 +34,10 @@ def run(root: Path, operation: str, text: str, location: str, processes: int, no
             got=f"{recipe.operation} version {recipe.version}",
             todo="run snakemake again: the code has changed since this job was planned",
         )  # fmt: skip
-    wanted = processes if recipe.parameters.get("device") == "cuda" and "RANK" not in os.environ else 0
-    launches = processes > 1 and "RANK" not in os.environ  # then the first of those it starts is recorded
+    is_rank = "RANK" in os.environ
+    # Whoever spreads a job over nodes has its GPUs from Slurm, and this machine has fewer.
+    wanted = processes if recipe.parameters.get("device") == "cuda" and nodes == 1 and not is_rank else 0
+    launches = processes > 1 and not is_rank  # then the first of those it starts is recorded
     with gpus(wanted), nullcontext() if launches else recorded(root, recipe.id):
         _run(root, recipe, location, processes, nodes)
 
