@@ -81,8 +81,8 @@ def test_training_that_was_stopped_ends_with_75_and_no_error(
 
     asked = []
 
-    def stopped(root: Path, recipe: Recipe, processes: int) -> None:
-        asked.append((root, recipe.operation, processes))
+    def stopped(root: Path, recipe: Recipe, processes: int, nodes: int) -> None:
+        asked.append((root, recipe.operation, processes, nodes))
         raise errors.Preempted("stopped after step 3", todo="run it again")
 
     monkeypatch.setattr(trainer, "train", stopped)
@@ -91,6 +91,6 @@ def test_training_that_was_stopped_ends_with_75_and_no_error(
     recipe = Recipe(operation, {}, ("init-" + "0" * 32,)).canonical
     assert cli.main(["--root", str(tmp_path), operation, recipe, "--processes=2"]) == 75
     signal.signal(signal.SIGTERM, before)
-    assert asked == [(tmp_path, operation, 2)]
+    assert asked == [(tmp_path, operation, 2, 1)]
     assert capsys.readouterr().err.startswith("stopped after step 3")
     assert not (tmp_path / "runs").exists()
