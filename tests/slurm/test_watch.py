@@ -21,10 +21,6 @@ class Cluster:
         """Rows of `id|state|exit code|comment`; each job's log is `<id>.log`."""
         (self.folder / "queue").write_text("".join(f"{row}|{self.folder}/%j.log|{self.folder}|\n" for row in rows))
 
-    def looks(self) -> int:
-        """How often squeue was called."""
-        return len((self.folder / "looks").read_text())
-
     def asked(self) -> list[str]:
         file = self.folder / "asked"
         return file.read_text().splitlines() if file.exists() else []
@@ -33,7 +29,7 @@ class Cluster:
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     programs = {
-        "squeue": f'cat "{tmp_path}/queue"; echo >> "{tmp_path}/looks"',
+        "squeue": f'cat "{tmp_path}/queue"',
         "scontrol": f'echo "$@" >> "{tmp_path}/asked"; [ ! -e "{tmp_path}/refuses" ] || {{ echo no >&2; exit 1; }}',
     }
     for name, text in programs.items():
@@ -45,13 +41,14 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 
 def watch(cluster: Cluster, *rows: str) -> None:
-    """Watch a run whose jobs come to these states."""
-    slurm.watch(cluster.folder, cluster.told.append, cluster.ended.append)
+    """Four looks at a run whose jobs come to these states, as the thread takes them."""
+    done = {job.id for job in slurm.jobs(cluster.folder)}
     cluster.has(*rows)
-    before, until = cluster.looks(), time.monotonic() + 60
-    while cluster.looks() < before + 4 and not cluster.ended and time.monotonic() < until:
-        time.sleep(0.02)
-    cluster.has()
+    for _ in range(4):
+        refusal = slurm._look(cluster.folder, done, cluster.told.append)
+        if refusal is not None:
+            cluster.ended.append(refusal)
+            return
 
 
 PREEMPTED = "7|PREEMPTED|15|rule_pretrain_wildcards_abc"
@@ -97,6 +94,16 @@ def test_a_job_that_was_killed_for_its_memory_is_told_of_once_with_what_to_chang
 def test_jobs_of_an_earlier_run_of_other_folders_and_of_other_programs_are_left_alone(cluster: Cluster) -> None:
     cluster.has(PREEMPTED)
     watch(cluster, PREEMPTED, "8|PREEMPTED|15|(null)", "9|RUNNING|0|rule_pretrain")
-    elsewhere = Cluster(cluster.folder / "elsewhere")
-    slurm.watch(elsewhere.folder, elsewhere.told.append, elsewhere.ended.append)
-    assert not cluster.asked() and not cluster.told and not elsewhere.told
+    assert not cluster.asked() and not cluster.told
+    assert slurm.jobs(cluster.folder) and not slurm.jobs(cluster.folder / "elsewhere")
+
+
+def test_the_watch_looks_by_itself_and_ends_with_the_run(cluster: Cluster) -> None:
+    cluster.has()
+    (cluster.folder / "refuses").touch()
+    slurm.watch(cluster.folder, cluster.told.append, cluster.ended.append)
+    cluster.has(PREEMPTED)
+    until = time.monotonic() + 60
+    while not cluster.ended and time.monotonic() < until:
+        time.sleep(0.02)
+    assert len(cluster.ended) == 1
