@@ -14,6 +14,7 @@ from strata import garbage, store
 from strata.errors import StoreError
 from strata.lease import lease
 from strata.recipe import Recipe
+from strata.scratch import scratch_folder
 from strata.store import Built, Object
 
 BASE = Recipe("init", {"source": "x"})
@@ -76,7 +77,7 @@ def test_what_a_configs_last_run_needs_is_kept(tmp_path: Path) -> None:
 
 def test_what_a_job_at_work_makes_and_reads_is_kept(tmp_path: Path) -> None:
     publish(tmp_path, BASE)
-    scratch = store.scratch_folder(tmp_path / "tmp", CHILD.id)
+    scratch = scratch_folder(tmp_path / "tmp", CHILD.id)
     with lease(tmp_path, CHILD.id, lambda: None, needs=CHILD.parents):
         assert found(tmp_path, grace=0) == set()
     assert found(tmp_path, grace=0) == {BASE.id, scratch.name}

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from strata.errors import ClusterError
+from strata.scratch import is_alive, scratch_folder, sweep
 
 BEAT = 5.0  # seconds between two beats
 PATIENCE = 90.0  # seconds without one after which an owner counts as dead: long for a network's file system
@@ -99,8 +100,7 @@ def _wait(folder: Path, own: dict[str, Any], find: Callable[[], _Made | None], w
 
 def _acquire(folder: Path, own: dict[str, Any]) -> bool:
     """Take a lease that nobody holds, by the rename of a folder that says already whose it is."""
-    mine = _aside(folder)
-    mine.mkdir()
+    mine = scratch_folder(folder.parent, f".{folder.name}")
     try:
         (mine / "owner.json").write_text(json.dumps(own))
         mine.rename(folder)
@@ -125,24 +125,14 @@ def sweep_lease(root: Path, id: str) -> None:
     folder = root / "leases" / id
     if _is_gone(_owner(folder), _self()):
         _put_aside(folder)
-    for path in folder.parent.glob(f".{id}.{socket.gethostname()}.*"):
-        process = path.name.split(".")[-2]
-        if process.isdigit() and not is_alive(int(process)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _aside(folder: Path) -> Path:
-    """A name beside a lease that tells whose it is."""
-    return folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}")
+    sweep(folder.parent, f".{id}")
 
 
 def _put_aside(folder: Path) -> None:
     """Put a dead owner's lease aside: by a rename, so that of several that wait one does it."""
-    aside = _aside(folder)
-    try:
-        folder.rename(aside)
-    except FileNotFoundError:
-        return
+    aside = scratch_folder(folder.parent, f".{folder.name}")
+    with suppress(FileNotFoundError):
+        folder.rename(aside)  # in place of the empty folder
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -190,17 +180,6 @@ def _is_gone(owner: dict[str, Any] | None, own: dict[str, Any]) -> bool:
     if own["job"] and owner["job"] == own["job"]:
         return bool(owner["restart"] != own["restart"])
     return bool(owner["host"] == own["host"]) and not is_alive(owner["process"])
-
-
-def is_alive(process: int) -> bool:
-    """Whether there is such a process on this machine."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _told(owner: dict[str, Any] | None) -> str:

@@ -15,7 +15,8 @@ from strata.mergekit import plan_of, read_request
 from strata.modelfiles import check_tokenizer, find_model
 from strata.outline import outline
 from strata.restack import Draft, draft, write
-from strata.store import disk_errors, scratch_folder, sweep
+from strata.scratch import scratch_folder, sweep
+from strata.store import disk_errors
 
 PROVENANCE = "strata.json"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model")

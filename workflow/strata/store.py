@@ -15,7 +15,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from strata.errors import NonDeterministic, SpaceError, StoreError, UsageError
-from strata.lease import is_alive, lease, sweep_lease
+from strata.lease import lease, sweep_lease
 from strata.recipe import DETERMINISTIC, KINDS, Recipe, canonical, digest, kind_of
+from strata.scratch import scratch_folder, sweep
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -239,21 +239,6 @@ def _build(root: Path, recipe: Recipe, build: Callable[[Path], Built]) -> Object
         return _rename(root, scratch, Object(recipe.id, home / recipe.id, manifest))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def scratch_folder(folder: Path, id: str) -> Path:
-    """A new folder for work in progress, under a name that tells `sweep` whose it is."""
-    scratch = folder / f"{id}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
-    scratch.mkdir(parents=True)
-    return scratch
-
-
-def sweep(folder: Path, id: str) -> None:
-    """Remove what processes of this machine that are dead left of the same id."""
-    for path in folder.glob(f"{id}.{socket.gethostname()}.*") if folder.is_dir() else ():
-        process = path.name.split(".")[-2]
-        if process.isdigit() and not is_alive(int(process)):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _manifest(scratch: Path, recipe: Recipe, built: Built) -> dict[str, Any]:

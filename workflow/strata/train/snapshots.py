@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from strata import store
+from strata.scratch import scratch_folder, sweep
 from strata.store import file_sha256
 from strata.train.parallel import Ranks
 
@@ -46,8 +47,8 @@ def save(
     """
     name = f"step-{step:08d}"
     if ranks.is_first:
-        store.sweep(folder, "step-*")  # a job that was killed wrote another step's, as a rule
-    scratch = Path(ranks.told(str(store.scratch_folder(folder, name)) if ranks.is_first else ""))
+        sweep(folder, "step-*")  # a job that was killed wrote another step's, as a rule
+    scratch = Path(ranks.told(str(scratch_folder(folder, name)) if ranks.is_first else ""))
     try:
         _write(scratch, tensors, ranks)
         own = {file.name: file_sha256(file) for file in scratch.glob(f"__{ranks.rank}_*")}

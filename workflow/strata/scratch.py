@@ -1,0 +1,35 @@
+"""Scratch: work in progress, in a folder whose name tells whose it is, and what the dead have left of such."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+from pathlib import Path
+
+
+def scratch_folder(folder: Path, id: str) -> Path:
+    """A new folder for work in progress, under a name that tells `sweep` whose it is."""
+    scratch = folder / f"{id}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+    scratch.mkdir(parents=True)
+    return scratch
+
+
+def sweep(folder: Path, id: str) -> None:
+    """Remove what processes of this machine that are dead left of the same id."""
+    for path in folder.glob(f"{id}.{socket.gethostname()}.*") if folder.is_dir() else ():
+        process = path.name.split(".")[-2]
+        if process.isdigit() and not is_alive(int(process)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def is_alive(process: int) -> bool:
+    """Whether there is such a process on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
