@@ -210,6 +210,22 @@ def test_eight_processes_racing_for_one_id_agree(tmp_path: Path) -> None:
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+def test_what_is_published_behind_a_look_for_it_is_not_damaged(tmp_path: Path) -> None:
+    """Who waits for another looks often, and so at this moment too."""
+    read = Path.read_bytes
+
+    def just_before(file: Path) -> bytes:
+        if file.name == store.MANIFEST and not file.exists():
+            with patch.object(Path, "read_bytes", read):
+                store.publish(tmp_path, RECIPE, writing())
+            raise FileNotFoundError(file)
+        return read(file)
+
+    with patch.object(Path, "read_bytes", just_before):
+        store.find(tmp_path, RECIPE.id)
+    store.verify(store.publish(tmp_path, RECIPE, writing()))
+
+
 def test_another_recipe_under_the_same_id_is_never_a_hit(tmp_path: Path) -> None:
     made = store.publish(tmp_path, RECIPE, writing())
     edit_manifest(made.path / "manifest.json", lambda manifest: manifest["recipe"]["parameters"].update(drop=2))

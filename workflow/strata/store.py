@@ -87,6 +87,8 @@ def find(root: Path, id: str) -> Object | None:
         StoreError: it is damaged. It is left in place: `reject` moves it away.
     """
     path = root / kind_of(id) / id
+    if not path.is_dir():  # first: an object that is published behind a look for its manifest is not damaged
+        return None
     try:
         written = (path / MANIFEST).read_bytes()
         manifest = json.loads(written)
