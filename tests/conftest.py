@@ -149,6 +149,18 @@ def write_experiment(folder: Path, model: Path, variants: str = VARIANTS, suites
     return folder
 
 
+def write_lessons(folder: Path) -> str:
+    """Rows and pairs to learn from, beside a `diary` that is there. Returns the three as sources of a config."""
+    rows = [{"instruction": f"Count to {n}.", "output": " ".join(map(str, range(n)))} for n in range(2, 14)]
+    pairs = [{"prompt": f"Is {n} odd?", "chosen": "yes" if n % 2 else "no", "rejected": "a fish"} for n in range(8)]
+    for name, data in (("rows", rows), ("pairs", pairs)):
+        (folder / name).mkdir()
+        (folder / name / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
+    return "".join(
+        f"  {name}: {{path: {name}, sha256: {tree_sha256(folder / name)}}}\n" for name in ("diary", "rows", "pairs")
+    )
+
+
 def snakemake(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the workflow in `folder`; stdout and stderr come back together."""
     command = [sys.executable, "-m", "snakemake", "-s", str(REPOSITORY / "Snakefile"), "--cores", "2", *arguments]

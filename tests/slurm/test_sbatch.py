@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from standin import options, rule, submit
 
-from conftest import tree_sha256, write_experiment
+from conftest import write_experiment, write_lessons
 
 SMALL = "length: 64, batch: 2, learning_rate: 2.0e-3"
 VARIANTS = f"""\
@@ -26,14 +25,7 @@ def experiment(folder: Path, llama: Path, device: str = "cpu", sft: str = "", dp
     write_experiment(folder, llama, variants)
     (folder / "diary").mkdir()
     (folder / "diary" / "0.txt").write_text(" ".join(f"On day {day} I counted {day * 3} ants." for day in range(60)))
-    rows = [{"instruction": f"Count to {n}.", "output": " ".join(map(str, range(n)))} for n in range(2, 14)]
-    pairs = [{"prompt": f"Is {n} odd?", "chosen": "yes" if n % 2 else "no", "rejected": "a fish"} for n in range(8)]
-    for name, data in (("rows", rows), ("pairs", pairs)):
-        (folder / name).mkdir()
-        (folder / name / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
-    sources = "".join(
-        f"  {name}: {{path: {name}, sha256: {tree_sha256(folder / name)}}}\n" for name in ("diary", "rows", "pairs")
-    )
+    sources = write_lessons(folder)
     text = (folder / "config.yaml").read_text().replace("variants:", f"{sources}variants:", 1)
     (folder / "config.yaml").write_text(f"device: {device}\n{text}")
     return folder

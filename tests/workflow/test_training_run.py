@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import REPOSITORY, read_json, snakemake, strata, tree_sha256, write_experiment
+from conftest import REPOSITORY, read_json, snakemake, strata, tree_sha256, write_experiment, write_lessons
 
 SMALL = "length: 64, batch: 2, learning_rate: 2.0e-3"
 VARIANTS = f"""\
@@ -37,14 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
         (folder / "diary" / f"{day}.txt").write_text(
             " ".join(f"On day {day} I counted {n * 3} ants." for n in range(60))
         )
-    rows = [{"instruction": f"Count to {n}.", "output": " ".join(map(str, range(n)))} for n in range(2, 14)]
-    pairs = [{"prompt": f"Is {n} odd?", "chosen": "yes" if n % 2 else "no", "rejected": "a fish"} for n in range(8)]
-    for name, data in (("rows", rows), ("pairs", pairs)):
-        (folder / name).mkdir()
-        (folder / name / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
-    sources = "".join(
-        f"  {name}: {{path: {name}, sha256: {tree_sha256(folder / name)}}}\n" for name in ("diary", "rows", "pairs")
-    )
+    sources = write_lessons(folder)
     notes = next(line for line in (folder / "tiny.yaml").read_text().splitlines() if "notes:" in line)
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text.replace("variants:", f"{sources}{notes}\nvariants:", 1))
