@@ -192,3 +192,20 @@ def finished_once(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path
 def finished(finished_once: Path, tmp_path: Path) -> Path:
     """A finished run of the small experiment, this test's own to change."""
     return Path(shutil.copytree(finished_once, tmp_path / "run", symlinks=True))
+
+
+@pytest.fixture
+def one_thread() -> None:
+    """As in another process, so that results are the same to the bit."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def held_out_text_may_be_learnt(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """One small text does for both, but where that is what is tested."""
+    from strata.train import operation
+
+    if "held_out_text_that_is_in_the_data" not in request.node.name:
+        monkeypatch.setattr(operation, "MAX_SHARED", 1.0)
