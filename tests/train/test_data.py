@@ -19,7 +19,6 @@ from strata.train import data
 from strata.train.batch import IGNORED, Batch
 from strata.train.data import Mixture, Pairs, Rows
 from strata.train.order import Order, interleaved, permutation
-from strata.train.packing import pack
 
 GOLDEN = [1, 3, 7, 5, 2, 0, 4, 6]
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=30)
@@ -260,24 +259,6 @@ def test_empty_documents_are_dropped() -> None:
     rows = Rows([source], 8, 0)
     assert rows.counts["dropped"] == {"too long": 0, "nothing to learn": 4}
     assert targets(rows.batch([0])) == [1001, 1002, 1004]
-
-
-@given(st.lists(st.integers(1, 20), min_size=1, max_size=60), st.integers(20, 40))
-def test_packing_loses_nothing_and_no_two_rows_would_fit_in_one(lengths: list[int], capacity: int) -> None:
-    documents, starts = pack(np.asarray(lengths), capacity)
-    assert sorted(documents.tolist()) == list(range(len(lengths)))
-    rows = [documents[begin:end].tolist() for begin, end in pairwise(starts)]
-    held = sorted(sum(lengths[document] for document in row) for row in rows)
-    assert all(rows) and held[-1] <= capacity
-    assert len(rows) == 1 or held[0] + held[1] > capacity
-
-
-def test_a_document_goes_into_the_fullest_row_that_it_fits() -> None:
-    documents, starts = pack(np.asarray([4, 7, 6, 3]), 10)
-    assert [documents[begin:end].tolist() for begin, end in pairwise(starts)] == [
-        [1, 3],
-        [0, 2],
-    ]
 
 
 # Pairs
