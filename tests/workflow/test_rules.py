@@ -102,7 +102,7 @@ def test_only_rules_know_snakemake() -> None:
 
 
 ORDER = [
-    {"errors", "scratch"}, {"jsonfile", "document", "plan", "progress", "records", "lease", "slots", "slurm"},
+    {"errors", "scratch"}, {"jsonfile", "document", "plan", "progress", "records", "slots", "slurm"}, {"lease"},
     {"schema", "methods", "outline", "tensors", "recipe", "families", "modelfiles", "rows"},
     {"surgery", "training", "store", "relayer", "arithmetic", "lineage", "chat"},
     {"config", "checkpoint", "runs", "importance", "curves"}, {"foreign", "mergekit", "job"},

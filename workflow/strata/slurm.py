@@ -12,6 +12,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from strata.errors import ClusterError
@@ -94,6 +95,19 @@ def jobs(folder: Path) -> list[SlurmJob]:
         for id, state, code, comment, log, place in (row[:6] for row in rows if len(row) > 5)
         if comment.startswith(("rule_", "group_")) and Path(place) == folder
     ]
+
+
+@cache
+def restarts(job: str) -> str:
+    """How often Slurm has queued a job again; nothing where it does not say. Asked of Slurm, since Snakemake's plugin
+    takes SLURM_RESTART_COUNT away from its jobs."""
+    query = ["scontrol", "show", "job", "--oneliner", job]
+    try:
+        run = subprocess.run(query, capture_output=True, text=True, timeout=20)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    found = re.search(r"\bRestarts=(\d+)", run.stdout)
+    return found[1] if found else ""
 
 
 def is_out_of_memory(job: SlurmJob) -> bool:
