@@ -114,7 +114,7 @@ ORDER = [
 WITHIN = {
     "train": [
         {"schedule", "groups", "order", "parallel", "flops", "journal", "state"},
-        {"batch", "packing", "snapshots", "learner"}, {"data", "objectives", "export"}, {"task"}, {"loop", "reference"},
+        {"batch", "packing", "snapshots", "sharding"}, {"learner"}, {"data", "objectives", "export"}, {"task"}, {"loop", "reference"},
         {"operation"},
     ],
     "score": [{"tree", "statistics", "encodings", "generator"}, {"engine"}, {"answers"}, {"scorer"}],

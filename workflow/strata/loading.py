@@ -48,6 +48,20 @@ def load_model(checkpoint: Object, dtype: str, device: str) -> Any:
     return model.to(device).eval()
 
 
+def empty_model(checkpoint: Object, dtype: str) -> Any:
+    """A checkpoint's model without its weights, on torch's meta device. Raises EvaluationError as `load_model`."""
+    go_offline()
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+    check_loaded(checkpoint, model)
+    return model.eval()
+
+
 def check_device(device: str) -> None:
     """Raise EvaluationError when there is no GPU and one was asked for."""
     import torch

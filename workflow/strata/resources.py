@@ -110,10 +110,10 @@ def _training_mb(job: Job, shape: Shape) -> int:
     """
     parameters = job.recipe.parameters
     trained = shape.parameters if job.trained is None else job.trained
-    weights = 8 * shape.parameters  # as stored, and as computed with
+    weights = shape.bytes + 4 * shape.parameters  # as stored, which the first process reads, and as computed with
     if parameters["device"] == "cuda":
-        here = job.processes // job.nodes
-        return (weights * here + 12 * trained) // MB  # each process loads the whole model
+        alone = job.processes == 1  # where several train, weights go to their GPUs layer by layer
+        return ((weights if alone else shape.bytes) + 12 * trained // job.nodes) // MB
     # Kept for the backward pass: about 25 vectors of the hidden width for each token and layer; then four of the
     # vocabulary's, in float32: logits, their copy, their logarithms and their gradient. Pairs have two members.
     tokens = parameters["micro_batch"] * parameters["length"] * (2 if job.recipe.operation == "dpo" else 1)

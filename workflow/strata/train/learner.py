@@ -15,11 +15,12 @@ from typing import Any
 from strata import families
 from strata.checkpoint import Checkpoint
 from strata.errors import TrainingError
-from strata.loading import decoder_layers, load_model
+from strata.loading import decoder_layers
 from strata.plan import Plan
 from strata.store import Object
 from strata.train.groups import decays, trainable
-from strata.train.parallel import Ranks, shard
+from strata.train.parallel import Ranks
+from strata.train.sharding import model_of, shard
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def make_learner(checkpoint: Object, opened: Checkpoint, parameters: Mapping[str
 
     plan = Plan.from_json(checkpoint.facts["plan"])
     wanted = trainable(plan, opened.config, parameters["train"], parameters["multipliers"])
-    model = load_model(checkpoint, "float32", "cpu").train()
+    model = model_of(checkpoint, ranks).train()
     _silence_dropout(model)
     # What evaluation needs to be reproducible costs training a fill of every new tensor, and on a GPU far more.
     torch.use_deterministic_algorithms(ranks.device.type == "cpu", warn_only=True)
@@ -97,7 +98,7 @@ def make_learner(checkpoint: Object, opened: Checkpoint, parameters: Mapping[str
         torch._dynamo.config.recompile_limit = 64
         for layer in layers:
             layer.compile()
-    shard(model, layers, ranks)
+    shard(model, layers, checkpoint, ranks)
     own = dict(model.named_parameters())
     return Learner(model, _optimizer(own, opened, rates, stored, parameters), own, stored, rates)
 

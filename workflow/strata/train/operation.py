@@ -19,7 +19,7 @@ from strata import progress, store
 from strata.checkpoint import Checkpoint, copy_tokenizer, finish, open_checkpoint, verify, write_config
 from strata.curves import CURVE
 from strata.errors import TrainingError
-from strata.loading import check_device, check_length, load_model
+from strata.loading import check_device, check_length, decoder_layers
 from strata.plan import Plan
 from strata.recipe import Recipe, canonical
 from strata.store import Built, Object
@@ -32,6 +32,7 @@ from strata.train.learner import Learner, make_learner
 from strata.train.loop import Run
 from strata.train.loop import train as go_on
 from strata.train.parallel import Ranks, is_rank, joined, launch, rank_command, signals
+from strata.train.sharding import model_of, shard
 from strata.train.state import State, home
 from strata.train.task import Task, heldout_batches, heldout_loss, preferring, pretraining, tuning
 
@@ -194,9 +195,9 @@ def _heldout(parameters: Mapping[str, Any], tokens: Sequence[Tokens | None]) -> 
 def _reference_loss(found: Object, heldout: list[Batch], parameters: Mapping[str, Any], ranks: Ranks) -> float:
     """The held-out loss that is to be regained: the named variant's, measured by the code that measures the run's."""
     store.verify(found)
-    model = load_model(found, "float32", str(ranks.device))
-    loss = heldout_loss(model, heldout, parameters["dtype"], replace(ranks, size=1, rank=0))
-    return loss
+    model = model_of(found, ranks)
+    shard(model, list(decoder_layers(model)), found, ranks)
+    return heldout_loss(model, heldout, parameters["dtype"], replace(ranks, size=1, rank=0))
 
 
 def _copy_tokenizer(opened: Checkpoint, folder: Path, tokens: Sequence[Tokens | None]) -> None:
