@@ -153,7 +153,7 @@ def _self() -> dict[str, Any]:
         "host": socket.gethostname(),
         "process": os.getpid(),
         "job": job,
-        "restart": restarts(job) if job else "",
+        "restart": restarts(job) if job else -1,
         "token": secrets.token_hex(8),
     }
 
@@ -164,7 +164,8 @@ def _owner(folder: Path) -> dict[str, Any] | None:
         found = json.loads(_read(folder / "owner.json"))
     except ValueError:
         return None
-    return found if isinstance(found, dict) and found.keys() == {*_self(), "needs"} else None
+    known = isinstance(found, dict) and found.keys() == {*_self(), "needs"} and isinstance(found["restart"], int)
+    return found if known else None
 
 
 def _read(file: Path) -> str:
@@ -179,7 +180,7 @@ def _is_gone(owner: dict[str, Any] | None, own: dict[str, Any]) -> bool:
     again, as ourselves."""
     if owner is None:
         return False
-    if own["job"] and owner["job"] == own["job"] and "" != owner["restart"] != own["restart"] != "":
+    if own["job"] and owner["job"] == own["job"] and 0 <= owner["restart"] < own["restart"]:
         return True
     return bool(owner["host"] == own["host"]) and not is_alive(owner["process"])
 

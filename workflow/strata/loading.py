@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from strata.errors import EvaluationError
@@ -60,6 +61,18 @@ def empty_model(checkpoint: Object, dtype: str) -> Any:
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
     check_loaded(checkpoint, model)
     return model.eval()
+
+
+def lower_frozen(layers: Iterable[Any]) -> None:
+    """Put the frozen matrices of linear maps back into bfloat16, as they are stored: autocast would do so each time."""
+    from torch import bfloat16
+    from torch.nn import Linear
+
+    for layer in layers:
+        for module in layer.modules():
+            for parameter in module.parameters(recurse=False) if isinstance(module, Linear) else ():
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(bfloat16)
 
 
 def check_device(device: str) -> None:

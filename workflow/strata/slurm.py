@@ -98,16 +98,16 @@ def jobs(folder: Path) -> list[SlurmJob]:
 
 
 @cache
-def restarts(job: str) -> str:
-    """How often Slurm has queued a job again; nothing where it does not say. Asked of Slurm, since Snakemake's plugin
-    takes SLURM_RESTART_COUNT away from its jobs."""
+def restarts(job: str) -> int:
+    """How often Slurm has queued a job again; -1 where it does not say. Asked of Slurm, since Snakemake's plugin takes
+    SLURM_RESTART_COUNT away from its jobs."""
     query = ["scontrol", "show", "job", "--oneliner", job]
     try:
         run = subprocess.run(query, capture_output=True, text=True, timeout=20)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    found = re.search(r"\bRestarts=(\d+)", run.stdout)
-    return found[1] if found else ""
+        return -1
+    found = re.search(rf"^JobId={re.escape(job)} .*\bRestarts=(\d+)", run.stdout, re.MULTILINE)
+    return int(found[1]) if found else -1
 
 
 def is_out_of_memory(job: SlurmJob) -> bool:

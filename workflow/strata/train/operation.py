@@ -6,6 +6,7 @@ without being asked.
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections import Counter
@@ -194,10 +195,14 @@ def _heldout(parameters: Mapping[str, Any], tokens: Sequence[Tokens | None]) -> 
 
 def _reference_loss(found: Object, heldout: list[Batch], parameters: Mapping[str, Any], ranks: Ranks) -> float:
     """The held-out loss that is to be regained: the named variant's, measured by the code that measures the run's."""
-    store.verify(found)
+    if ranks.is_first:
+        store.verify(found)
     model = model_of(found, ranks)
     shard(model, list(decoder_layers(model)), found, ranks)
-    return heldout_loss(model, heldout, parameters["dtype"], replace(ranks, size=1, rank=0))
+    loss = heldout_loss(model, heldout, parameters["dtype"], replace(ranks, size=1, rank=0))
+    del model
+    gc.collect()  # FSDP's hooks hold a model that they are of
+    return loss
 
 
 def _copy_tokenizer(opened: Checkpoint, folder: Path, tokens: Sequence[Tokens | None]) -> None:

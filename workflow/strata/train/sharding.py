@@ -1,14 +1,15 @@
-"""Sharding: a model spread over the ranks (FSDP2), layer by layer, so that no machine needs room for all of it.
+"""Sharding: a model spread over the ranks (FSDP2), layer by layer, so that no GPU needs room for all of it.
 
-Only the first rank reads the checkpoint, in the dtype it is stored in; every rank has a layer whole for as long as it
-takes to keep a part of it.
+Only the first rank reads the checkpoint, as it would alone; the others have a layer whole for as long as it takes to
+keep a part of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from strata.errors import TrainingError
 from strata.loading import empty_model, load_model
 from strata.store import Object
 from strata.train.parallel import Ranks
@@ -35,13 +36,12 @@ def shard(model: Any, layers: Sequence[Any], checkpoint: Object, ranks: Ranks) -
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
-    weights = _weights(load_model(checkpoint, checkpoint.facts["dtype"], "cpu")) if ranks.is_first else {}
+    weights = _weights(load_model(checkpoint, "float32", "cpu")) if ranks.is_first else {}
     names = {tensor: name for name, tensor in _weights(model).items()}
-    filled: dict[Any, Any] = {}
     for unit in (*layers, model):
-        _fill(unit, names, weights, filled, ranks)
+        for tensor in _fill(unit, names, weights, ranks):
+            del names[tensor]  # or, where another unit shares it, it would be two from now on
         fully_shard(unit, mesh=mesh)
-        filled.clear()
 
 
 def whole(tensor: Any) -> Any:
@@ -54,18 +54,24 @@ def _weights(model: Any) -> dict[str, Any]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _fill(
-    unit: Any, names: Mapping[Any, str], weights: Mapping[str, Any], filled: dict[Any, Any], ranks: Ranks
-) -> None:
-    """Put the first rank's weights in place of the empty ones of a unit. What modules share stays shared."""
+def _fill(unit: Any, names: Mapping[Any, str], weights: Mapping[str, Any], ranks: Ranks) -> Iterable[Any]:
+    """Put the first rank's weights in place of the empty tensors of a unit, and return those. What modules share stays
+    shared.
+
+    Raises:
+        TrainingError: a tensor is shared with a unit that has been filled before.
+    """
     import torch
     from torch import distributed
 
+    filled: dict[Any, Any] = {}
     for module in unit.modules():
         for key, empty in (*module._parameters.items(), *module._buffers.items()):
             if empty is None or not empty.is_meta:
                 continue
             if empty not in filled:
+                if empty not in names:
+                    raise TrainingError("a tensor of two layers cannot be spread over processes", where=key, got=module)
                 value = torch.empty(empty.shape, dtype=empty.dtype, device=ranks.device)
                 if ranks.is_first:
                     value.copy_(weights[names[empty]].detach())
@@ -73,3 +79,4 @@ def _fill(
                 is_parameter = isinstance(empty, torch.nn.Parameter)
                 filled[empty] = torch.nn.Parameter(value, empty.requires_grad) if is_parameter else value
             setattr(module, key, filled[empty])
+    return filled.keys()
