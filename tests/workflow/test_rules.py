@@ -105,7 +105,7 @@ ORDER = [
     {"errors", "scratch"}, {"jsonfile", "document", "plan", "progress", "records", "slots", "slurm"}, {"lease"},
     {"schema", "methods", "outline", "tensors", "recipe", "families", "modelfiles", "rows"},
     {"surgery", "training", "store", "relayer", "arithmetic", "lineage", "chat"},
-    {"config", "checkpoint", "runs", "importance", "curves"}, {"foreign", "mergekit", "job"},
+    {"config", "checkpoint", "runs", "importance", "curves"}, {"foreign", "mergekit", "job", "architecture"},
     {"variant", "restack", "shapes", "sources", "loading"}, {"stages", "tokens", "score", "tasks"}, {"suite", "encode"},
     {"experiment", "train"}, {"garbage"},
     {"resources", "links", "initialize", "analyze", "merge", "evaluate", "pin", "standalone", "reference", "forecast"},

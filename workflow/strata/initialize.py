@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from strata import families, plan, store
+from strata.architecture import as_llama
 from strata.checkpoint import check_exact, copy_tokenizer, finish, plan_shards, write_shard
 from strata.errors import CheckpointError, SourceError
 from strata.foreign import open_model
@@ -54,7 +55,7 @@ def _build(fetched: Object, folder: Path, parameters: Mapping[str, Any]) -> Buil
     _check_shape(config, specs, parameters["shape"], source)
     check_exact(config, specs, source)
     if parameters["architecture"] == "llama":
-        config = families.as_llama(config)
+        config = as_llama(config)
     by_layer = sorted(specs.items(), key=lambda item: -1 if (n := families.split_name(item[0])[0]) is None else n)
     shards = plan_shards(((name, *spec) for name, spec in by_layer), config)
     sha256: dict[str, str] = {}
