@@ -100,8 +100,9 @@ def _weights_mb(job: Job) -> int:
     cast = parameters.get("numerics", parameters).get("dtype", "float32")
     width = 6 if job.recipe.operation in ("init", "reference") else WIDTH[cast] * 3 // 2
     # A reference's logits on a CPU: of four pairs, four vectors of the vocabulary in float32, as above.
-    logits = 8 * 16 * parameters.get("length", 0) * (shape.vocabulary or 50_000) * (parameters.get("device") == "cpu")
-    return (shape.parameters * width + logits) // MB
+    on_cpu = job.recipe.operation == "reference" and parameters["device"] == "cpu"
+    logits = 8 * 16 * parameters["length"] * (shape.vocabulary or 50_000) if on_cpu else 0
+    return int(shape.parameters * width + logits) // MB
 
 
 def _training_mb(job: Job, shape: Shape) -> int:
