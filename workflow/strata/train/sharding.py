@@ -71,7 +71,9 @@ def _fill(unit: Any, names: Mapping[Any, str], weights: Mapping[str, Any], ranks
                 continue
             if empty not in filled:
                 if empty not in names:
-                    raise TrainingError("a tensor of two layers cannot be spread over processes", where=key, got=module)
+                    raise TrainingError(
+                        "a tensor of two layers cannot be spread over processes", where=key, got=type(module).__name__
+                    )
                 value = torch.empty(empty.shape, dtype=empty.dtype, device=ranks.device)
                 if ranks.is_first:
                     value.copy_(weights[names[empty]].detach())
