@@ -98,11 +98,15 @@ def test_training_state_goes_with_what_was_to_be_trained(tmp_path: Path) -> None
     assert found(tmp_path, grace=0) == {trained.id}
 
 
-@pytest.mark.parametrize("damage", ["a root that is no JSON", "a link that leads nowhere"])
+@pytest.mark.parametrize(
+    "damage", ["a root that is no JSON", "a variant's record that is no JSON", "a link that leads nowhere"]
+)
 def test_a_store_whose_roots_cannot_be_read_keeps_everything(tmp_path: Path, damage: str) -> None:
     publish(tmp_path, BASE)
     if damage == "a root that is no JSON":
         root_of(tmp_path).write_text("{")
+    elif damage == "a variant's record that is no JSON":
+        store.write_atomically(tmp_path / "variants" / "dus.json", b"{")
     else:
         link(tmp_path, "gone", CHILD)
     with pytest.raises(StoreError, match=r"root|link"):

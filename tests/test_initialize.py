@@ -113,6 +113,15 @@ def test_a_weight_that_is_not_finite_is_named(model: Path, base_of: Base, value:
         base_of(model)
 
 
+def test_matrices_of_one_value_are_noted(model: Path, llama: Path, base_of: Base) -> None:
+    """As a hole in a file reads. Norms are often all ones."""
+    name = "model.layers.2.mlp.up_proj.weight"
+    change(model, lambda tensors: tensors[name].zero_())
+    assert base_of(model).facts["constant"] == [name]
+    change(model, lambda tensors: tensors[name][-1, -1].fill_(1))
+    assert "constant" not in base_of(model).facts and "constant" not in base_of(llama).facts
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [

@@ -31,7 +31,7 @@ def hold(root: Path, **changes: object) -> Path:
     """A lease as another process would hold it, without its beat."""
     folder = root / "leases" / ID
     folder.mkdir(parents=True)
-    owner = {"host": "elsewhere", "process": 7, "job": "", "restart": "", "token": "x", "needs": []} | changes
+    owner = {"host": "elsewhere", "process": 7, "job": "", "restart": -1, "token": "x", "needs": []} | changes
     (folder / "owner.json").write_text(json.dumps(owner))
     return folder
 
@@ -94,14 +94,27 @@ def test_an_owner_known_to_be_dead_is_not_waited_for(
     monkeypatch.setattr(leases, "PATIENCE", 1e9)
     if whose == "the same job before it was queued again":
         monkeypatch.setenv("SLURM_JOB_ID", "12")
-        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-        hold(tmp_path, job="12", restart="")
+        monkeypatch.setattr(leases, "restarts", lambda job: 1)
+        hold(tmp_path, job="12", restart=0)
     else:
         ended = subprocess.Popen([sys.executable, "-c", ""])
         ended.wait()
         hold(tmp_path, host=socket.gethostname(), process=ended.pid)
     with lease(tmp_path, ID, lambda: None) as made:
         assert made is None
+
+
+@pytest.mark.parametrize(("before", "now"), [(1, 1), (-1, 1), (0, -1), (2, 1)])
+def test_an_owner_in_the_same_job_may_be_alive_unless_the_job_was_queued_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, now: int
+) -> None:
+    """Two nodes of one allocation, or Slurm did not say."""
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setattr(leases, "restarts", lambda job: now)
+    hold(tmp_path, job="12", restart=before)
+    since = time.monotonic()
+    with lease(tmp_path, ID, lambda: None) as made:
+        assert made is None and time.monotonic() - since >= leases.PATIENCE
 
 
 def test_what_the_dead_left_behind_is_swept_and_what_the_living_hold_is_not(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -103,12 +104,16 @@ def test_killed_at_any_call_an_object_is_whole_or_not_there(tmp_path: Path, sysc
 
 
 @pytest.mark.parametrize("name", ["sub/a.txt", "b.txt", "manifest.json"])
-def test_every_flipped_byte_of_a_file_is_found(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("damage", [flip, os.truncate], ids=["flipped", "cut"])
+def test_a_file_with_any_byte_flipped_or_cut_at_any_length_is_found(
+    tmp_path: Path, damage: Callable[[Path, int], None], name: str
+) -> None:
     made = store.publish(tmp_path, RECIPE, writing())
     file = made.path / name
+    file.chmod(0o644)
     content = file.read_bytes()
     for offset in range(len(content)):
-        flip(file, offset)
+        damage(file, offset)
         with pytest.raises(StoreError):
             found = store.find(tmp_path, RECIPE.id)
             assert found is not None

@@ -73,22 +73,6 @@ def test_a_call_that_fails_is_told_and_nothing_torn_is_seen(tmp_path: Path, sysc
     assert told or number == 1
 
 
-def test_a_file_cut_at_any_length_is_found(tmp_path: Path) -> None:
-    made = store.publish(tmp_path, RECIPE, build)
-    for name in ("b", "manifest.json"):
-        file = made.path / name
-        content = file.read_bytes()
-        file.chmod(0o644)
-        for length in range(len(content)):
-            file.write_bytes(content[:length])
-            with pytest.raises(StoreError):
-                found = store.find(tmp_path, RECIPE.id)
-                assert found is not None
-                store.verify(found)
-        file.write_bytes(content)
-    store.verify(store.require(tmp_path, RECIPE.id))
-
-
 class Machine(RuleBasedStateMachine):
     """A store beside a model of it: what was published, by number, and which numbers a root keeps."""
 

@@ -263,15 +263,15 @@ def random_run(config: dict[str, Any], plan: dict[str, Any], parameters: dict[st
 
     device = torch.device(parameters["device"])
 
-    def drawn(_: Any, dtype: str, __: str) -> Any:
+    def drawn(*_: Any) -> Any:
         with device:
-            return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=getattr(torch, dtype))
+            return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
 
     tensors = {name: SimpleNamespace(tensor=SimpleNamespace(shape=size)) for name, size in families.each_tensor(config)}
     checkpoint: Any = SimpleNamespace(facts={"plan": plan, "dtype": "bfloat16"})
     opened: Any = SimpleNamespace(config=config, tensors=tensors)
     ranks = Ranks(0, 1, device)
-    with patch.object(learner, "load_model", drawn):
+    with patch.object(learner, "model_of", drawn):
         made = learner.make_learner(checkpoint, opened, parameters, ranks)
     count = parameters["tokens"] + 1
     ids = np.random.default_rng(1).integers(0, config["vocab_size"], count, np.uint16)

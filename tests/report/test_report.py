@@ -322,6 +322,14 @@ def test_a_variant_that_lost_most_of_its_update_to_its_dtype_is_pointed_out(trai
         assert told == ("again", trained_dtype(trained), "88"), name
 
 
+def test_a_base_with_a_matrix_of_one_value_is_pointed_out(experiment: Experiment) -> None:
+    table = collect(ROOT, experiment)
+    assert not formats.warnings(table)
+    table = replace(table, rows=(replace(table.rows[0], constant=("model.layers.1.w", "x")), *table.rows[1:]))
+    (told,) = formats.warnings(table)
+    assert told.startswith("base: one value throughout in 2 of its source's matrices, the first of them model.layers.1")
+
+
 def test_a_question_with_html_in_it_is_shown_as_text(experiment: Experiment) -> None:
     table = collect(ROOT, experiment)
     question = Flip("d/1", "<script>alert(1)</script> & so on", ("<b>yes</b>", "no"), 0, 1, 0)

@@ -107,3 +107,10 @@ def test_the_watch_looks_by_itself_and_ends_with_the_run(cluster: Cluster) -> No
     while not cluster.ended and time.monotonic() < until:
         time.sleep(0.02)
     assert len(cluster.ended) == 1
+
+
+def test_slurm_is_asked_how_often_a_job_was_queued_again(cluster: Cluster) -> None:
+    said = "JobId=7 JobName=x Requeue=1 Restarts=2 BatchFlag=1"
+    (cluster.folder / "scontrol").write_text(f'#!/bin/sh\n[ "$4" != 7 ] || echo "{said}"\n')
+    assert slurm.restarts("7") == 2
+    assert slurm.restarts("8") == -1  # it does not answer

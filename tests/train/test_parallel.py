@@ -82,6 +82,48 @@ def test_two_processes_train_what_one_trains(root: Path, tmp_path: Path, train_:
         assert all(torch.equal(before[name], weights(together)[name]) for name in frozen)
 
 
+@pytest.mark.parametrize(
+    ("family", "changes", "settings"),
+    [
+        ("llama", {"tie_word_embeddings": True}, {}),
+        ("llama", {"dtype": torch.bfloat16}, {"train": [1, 2], "dtype": "bfloat16", "activation_checkpointing": True}),
+        ("mixtral", {}, {}),
+        ("gemma3_text", {"dtype": torch.bfloat16}, {}),
+    ],
+    ids=["one matrix for embedding and head", "frozen layers in bfloat16", "experts", "buffers that bfloat16 rounds"],
+)
+def test_every_kind_of_model_comes_to_all_ranks_as_it_is(
+    root: Path, tmp_path: Path, family: str, changes: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    """The first rank reads it and the others have it from there: what one of them lacked would show in the loss."""
+
+    def recipe(root: Path) -> Recipe:
+        base = lessons.base(root, family, **{"dtype": torch.float32, **changes})
+        return lessons.pretraining(base, lessons.text(root, base), steps=3, micro_batch=1, stored="float32", **settings)
+
+    asked, other = recipe(root), tmp_path / "one" / "results"
+    code, error = run(root, asked, 2)
+    assert code == 0, error
+    together, alone = store.require(root, asked.id), train(other, recipe(other))
+    assert losses(together) == pytest.approx(losses(alone), abs=2e-2 if "dtype" in settings else 2e-5)
+
+
+def test_the_loss_to_get_back_to_is_the_same_for_two_ranks(root: Path, tmp_path: Path) -> None:
+    def recipe(root: Path) -> Recipe:
+        plain = recipe_of(root, heldout={"source": 1, "tokens": 128}, every=TOKENS)
+        stop = {
+            "stop": {"recovered": 2, "within": 0.0, "patience": 1}
+        }  # the parent itself: at once, if the two measure alike
+        return Recipe("pretrain", plain.parameters | stop, plain.parents, (*plain.sources, *plain.parents))
+
+    asked, other = recipe(root), tmp_path / "one" / "results"
+    code, error = run(root, asked, 2)
+    assert code == 0, error
+    together, alone = store.require(root, asked.id), train(other, recipe(other))
+    goals = [lessons.curve(found)["reference"]["loss"] for found in (together, alone)]
+    assert goals[0] == pytest.approx(goals[1], abs=1e-6)
+
+
 def test_torchrun_may_start_them_too(root: Path) -> None:
     recipe = recipe_of(root)
     code, error = run(root, recipe, 2, sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2")

@@ -102,10 +102,10 @@ def test_only_rules_know_snakemake() -> None:
 
 
 ORDER = [
-    {"errors", "scratch"}, {"jsonfile", "document", "plan", "progress", "records", "lease", "slots", "slurm"},
+    {"errors", "scratch"}, {"jsonfile", "document", "plan", "progress", "records", "slots", "slurm"}, {"lease"},
     {"schema", "methods", "outline", "tensors", "recipe", "families", "modelfiles", "rows"},
     {"surgery", "training", "store", "relayer", "arithmetic", "lineage", "chat"},
-    {"config", "checkpoint", "runs", "importance", "curves"}, {"foreign", "mergekit", "job"},
+    {"config", "checkpoint", "runs", "importance", "curves"}, {"foreign", "mergekit", "job", "architecture"},
     {"variant", "restack", "shapes", "sources", "loading"}, {"stages", "tokens", "score", "tasks"}, {"suite", "encode"},
     {"experiment", "train"}, {"garbage"},
     {"resources", "links", "initialize", "analyze", "merge", "evaluate", "pin", "standalone", "reference", "forecast"},
@@ -114,7 +114,7 @@ ORDER = [
 WITHIN = {
     "train": [
         {"schedule", "groups", "order", "parallel", "flops", "journal", "state"},
-        {"batch", "packing", "snapshots", "learner"}, {"data", "objectives", "export"}, {"task"}, {"loop", "reference"},
+        {"batch", "packing", "snapshots", "sharding"}, {"learner"}, {"data", "objectives", "export"}, {"task"}, {"loop", "reference"},
         {"operation"},
     ],
     "score": [{"tree", "statistics", "encodings", "generator"}, {"engine"}, {"answers"}, {"scorer"}],

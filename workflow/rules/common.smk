@@ -1,28 +1,19 @@
 # What the rules share: the experiment, resolved once from the config files, and functions of a job's hash.
-import os
 import shlex
-import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir, "workflow")))
 
 from strata import experiment as experiments
 from strata.config import config_files as given_files
-from strata.errors import ClusterError, StoreError, StrataError
-from strata.garbage import mark
+from strata.errors import StoreError, StrataError
 from strata.recipe import digest
 from strata.resources import ACROSS, across, request
-from strata.slurm import watch
 from strata.status import variant_of
 from strata.store import target
 
 RESULTS = Path("results")
-STARTED = time.time()
-ENDED_BY, LAST_LOOKS = [], []
 
 
 def refuse(error):
@@ -166,64 +157,3 @@ def all_checkpoints():
 def names_digest():
     """Changes whenever a name, its checkpoint or its evaluations do: the report and the links follow it."""
     return digest(repr([(name, results_of(name)) for name in EXPERIMENT.variants]))
-
-
-def keep_what_is_needed():
-    """Keep what this run needs from `strata store gc`; then see that what it builds on has not just been collected."""
-    mark(RESULTS, CONFIG_FILES, EXPERIMENT)
-    refuse_if_gone()
-
-
-def require_scheduler():
-    """Refuse a run on Slurm where there is no Slurm, before anything is submitted."""
-    if workflow.executor_plugin.name == "slurm" and shutil.which("sbatch") is None:
-        refuse(
-            ClusterError(
-                "this profile submits to Slurm, and there is no `sbatch` on this machine",
-                where="PATH",
-                expected="sbatch",
-                todo="run it on a login node of the cluster, or without `--profile slurm`",
-            )
-        )
-
-
-def watch_cluster():
-    """See to it that a run on Slurm does not wait for a job that will not come back."""
-
-    def end(error):
-        ENDED_BY.append(error)
-        os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C: Snakemake cancels its other jobs
-
-    if workflow.executor_plugin.name == "slurm":
-        ask = ["sacct", "-n", "-X", "--name", "none"]
-        if shutil.which("sacct") and subprocess.run(ask, capture_output=True, check=False).returncode:
-            forget_sacct()
-        LAST_LOOKS.append(watch(Path.cwd(), lambda text: print(text, file=sys.stderr), end))
-
-
-def forget_sacct():
-    """Where there is no accounting: the plugin asks sacct when the controller is slow, and loses all jobs by its error."""
-    import snakemake_executor_plugin_slurm as plugin
-
-    is_there = plugin.is_query_tool_available
-    plugin.is_query_tool_available = lambda tool: tool != "sacct" and is_there(tool)
-
-
-def say_where_the_report_is():
-    """At the end of a run that wrote the report. One that did not must not point at an older one."""
-    page = RESULTS / "report" / "report.html"
-    if page.exists() and page.stat().st_mtime >= STARTED:
-        print(f"report: {page.resolve()}", file=sys.stderr)
-
-
-def report_what_there_is():
-    """At the end of a run that failed: a report of the variants that are finished, beside the last whole one."""
-    for look in LAST_LOOKS:
-        look()
-    print("The report was not written again. Mend what failed above and run the same command.", file=sys.stderr)
-    command = [sys.executable, "-m", "strata", "report", "--partial", "--configfile", *CONFIG_FILES]
-    path = {"PYTHONPATH": str(Path(workflow.basedir, "workflow"))}
-    run = subprocess.run(command, env=os.environ | path, capture_output=True, text=True)
-    print((run.stdout or run.stderr).strip(), file=sys.stderr)
-    if ENDED_BY:
-        refuse(ENDED_BY[0])

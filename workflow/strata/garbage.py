@@ -55,12 +55,7 @@ def roots(root: Path) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     for file in sorted((root / "roots").glob("[!.]*.json")):
-        try:
-            found[f"roots/{file.name}"] = list(map(str, json.loads(file.read_bytes())["ids"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            raise StoreError(
-                "a root cannot be read", where=file, todo="mend it, or remove it when nothing of it is needed"
-            ) from None
+        found[f"roots/{file.name}"] = _ids(file, "ids")
     for link in sorted((root / "variants").glob("[!.]*")):
         if link.is_symlink():
             if not (link / MANIFEST).is_file():
@@ -70,8 +65,18 @@ def roots(root: Path) -> dict[str, list[str]]:
                 )  # fmt: skip
             found[f"variants/{link.name}"] = [link.readlink().name]
         elif link.suffix == ".json":
-            found[f"variants/{link.name}"] = list(json.loads(link.read_bytes())["evaluations"])
+            found[f"variants/{link.name}"] = _ids(link, "evaluations")
     return found | {f"leases/{id}": [id, *needs] for id, needs in at_work(root).items()}
+
+
+def _ids(file: Path, key: str) -> list[str]:
+    """The ids that a root keeps."""
+    try:
+        return list(map(str, json.loads(file.read_bytes())[key]))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise StoreError(
+            "a root cannot be read", where=file, todo="mend it, or remove it when nothing of it is needed"
+        ) from None
 
 
 def needed(root: Path, ids: Iterable[str]) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from strata import families, plan, store
+from strata.architecture import as_llama
 from strata.checkpoint import check_exact, copy_tokenizer, finish, plan_shards, write_shard
 from strata.errors import CheckpointError, SourceError
 from strata.foreign import open_model
@@ -23,6 +25,8 @@ from strata.store import Built, Object
 from strata.tensors import Header, Spec, Tensor, write_at
 
 Read = Callable[[], Any]  # the tensor's bytes, as anything with the buffer protocol
+# An element as an unsigned number, and the bits of its exponent.
+_BITS = {"F32": ("<u4", 0x7F800000), "BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00)}
 
 
 def initialize(root: Path, recipe: Recipe) -> Object:
@@ -51,21 +55,28 @@ def _build(fetched: Object, folder: Path, parameters: Mapping[str, Any]) -> Buil
     _check_shape(config, specs, parameters["shape"], source)
     check_exact(config, specs, source)
     if parameters["architecture"] == "llama":
-        config = families.as_llama(config)
+        config = as_llama(config)
     by_layer = sorted(specs.items(), key=lambda item: -1 if (n := families.split_name(item[0])[0]) is None else n)
     shards = plan_shards(((name, *spec) for name, spec in by_layer), config)
     sha256: dict[str, str] = {}
+    constant: list[str] = []
     with bar("init", len(shards), "shard") as progress:
         for file, header in shards.items():
-            write_shard(folder / file, header, partial(_fill, header=header, tensors=tensors, sha256=sha256))
+            fill = partial(_fill, header=header, tensors=tensors, sha256=sha256, constant=constant)
+            write_shard(folder / file, header, fill)
             progress.update()
-    return finish(folder, config, shards, sha256, plan.identity(families.depth(config)), [fetched])
+    built = finish(folder, config, shards, sha256, plan.identity(families.depth(config)), [fetched])
+    return replace(built, facts=built.facts | {"constant": sorted(constant)}) if constant else built
 
 
-def _fill(handle: int, header: Header, tensors: Mapping[str, tuple[Spec, Read]], sha256: dict[str, str]) -> None:
+def _fill(
+    handle: int, header: Header, tensors: Mapping[str, tuple[Spec, Read]], sha256: dict[str, str], constant: list[str]
+) -> None:
     for tensor in header.tensors:
         data = tensors[tensor.name][1]()
         _check_finite(tensor.name, data, tensor.dtype)
+        if len(tensor.shape) > 1 and _is_constant(data, tensor.dtype):
+            constant.append(tensor.name)
         sha256[tensor.name] = digest(data)
         write_at(handle, data, tensor.begin)
 
@@ -137,9 +148,15 @@ def _check_shape(config: Mapping[str, Any], specs: Mapping[str, Spec], shape: Ma
             )
 
 
+def _is_constant(data: Any, dtype: str) -> bool:
+    """Whether all elements are one value. A hole in a file reads as zeros."""
+    words = np.frombuffer(data, dtype=_BITS[dtype][0])
+    return not (words[:1_000] != words[0]).any() and not (words != words[0]).any()
+
+
 def _check_finite(name: str, data: Any, dtype: str) -> None:
     """Raise CheckpointError for a NaN or an infinity: all exponent bits set."""
-    word, exponent = {"F32": ("<u4", 0x7F800000), "BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00)}[dtype]
+    word, exponent = _BITS[dtype]
     bad = (np.frombuffer(data, dtype=word) & exponent) == exponent
     if bad.any():
         raise CheckpointError(

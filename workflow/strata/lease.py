@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from strata.errors import ClusterError
 from strata.scratch import is_alive, scratch_folder, sweep
+from strata.slurm import restarts
 
 BEAT = 5.0  # seconds between two beats
 PATIENCE = 90.0  # seconds without one after which an owner counts as dead: long for a network's file system
@@ -147,11 +148,12 @@ def _beat(folder: Path, own: dict[str, Any], ended: threading.Event) -> None:
 
 
 def _self() -> dict[str, Any]:
+    job = os.environ.get("SLURM_JOB_ID", "")
     return {
         "host": socket.gethostname(),
         "process": os.getpid(),
-        "job": os.environ.get("SLURM_JOB_ID", ""),
-        "restart": os.environ.get("SLURM_RESTART_COUNT", ""),
+        "job": job,
+        "restart": restarts(job) if job else -1,
         "token": secrets.token_hex(8),
     }
 
@@ -162,7 +164,8 @@ def _owner(folder: Path) -> dict[str, Any] | None:
         found = json.loads(_read(folder / "owner.json"))
     except ValueError:
         return None
-    return found if isinstance(found, dict) and found.keys() == {*_self(), "needs"} else None
+    known = isinstance(found, dict) and found.keys() == {*_self(), "needs"} and isinstance(found["restart"], int)
+    return found if known else None
 
 
 def _read(file: Path) -> str:
@@ -177,8 +180,8 @@ def _is_gone(owner: dict[str, Any] | None, own: dict[str, Any]) -> bool:
     again, as ourselves."""
     if owner is None:
         return False
-    if own["job"] and owner["job"] == own["job"]:
-        return bool(owner["restart"] != own["restart"])
+    if own["job"] and owner["job"] == own["job"] and 0 <= owner["restart"] < own["restart"]:
+        return True
     return bool(owner["host"] == own["host"]) and not is_alive(owner["process"])
 
 

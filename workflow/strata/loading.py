@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from strata.errors import EvaluationError
@@ -46,6 +47,32 @@ def load_model(checkpoint: Object, dtype: str, device: str) -> Any:
     )  # fmt: skip
     check_loaded(checkpoint, model)
     return model.to(device).eval()
+
+
+def empty_model(checkpoint: Object, dtype: str) -> Any:
+    """A checkpoint's model without its weights, on torch's meta device. Raises EvaluationError as `load_model`."""
+    go_offline()
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+    check_loaded(checkpoint, model)
+    return model.eval()
+
+
+def lower_frozen(layers: Iterable[Any]) -> None:
+    """Put the frozen matrices of linear maps back into bfloat16, as they are stored: autocast would do so each time."""
+    from torch import bfloat16
+    from torch.nn import Linear
+
+    for layer in layers:
+        for module in layer.modules():
+            for parameter in module.parameters(recurse=False) if isinstance(module, Linear) else ():
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(bfloat16)
 
 
 def check_device(device: str) -> None:

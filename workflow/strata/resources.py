@@ -91,15 +91,18 @@ def across(asked: Request) -> dict[str, int | str | None]:
 
 
 def _weights_mb(job: Job) -> int:
-    """Memory for weights: init of a GGUF dequantises through float32, a merge holds none, a forward pass casts."""
+    """Memory for weights: a GGUF and a reference go through float32, a merge holds none, a forward pass casts."""
     shape, parameters = job.shape, job.recipe.parameters
     if shape is None or job.recipe.operation in ("fetch", "merge"):
         return 0
     if job.recipe.operation in TRAINING:
         return _training_mb(job, shape)
     cast = parameters.get("numerics", parameters).get("dtype", "float32")
-    width = 6 if job.recipe.operation == "init" else WIDTH[cast] * 3 // 2
-    return shape.parameters * width // MB
+    width = 6 if job.recipe.operation in ("init", "reference") else WIDTH[cast] * 3 // 2
+    # A reference's logits on a CPU: of four pairs, four vectors of the vocabulary in float32, as above.
+    on_cpu = job.recipe.operation == "reference" and parameters["device"] == "cpu"
+    logits = 8 * 16 * parameters["length"] * (shape.vocabulary or 50_000) if on_cpu else 0
+    return int(shape.parameters * width + logits) // MB
 
 
 def _training_mb(job: Job, shape: Shape) -> int:
@@ -110,16 +113,15 @@ def _training_mb(job: Job, shape: Shape) -> int:
     """
     parameters = job.recipe.parameters
     trained = shape.parameters if job.trained is None else job.trained
-    weights = 8 * shape.parameters  # as stored, and as computed with
+    weights = 8 * shape.parameters  # as stored and as computed with, by the first process: others get it by layers
     if parameters["device"] == "cuda":
-        here = job.processes // job.nodes
-        return (weights * here + 12 * trained) // MB  # each process loads the whole model
+        return (weights + 12 * trained // job.nodes) // MB
     # Kept for the backward pass: about 25 vectors of the hidden width for each token and layer; then four of the
     # vocabulary's, in float32: logits, their copy, their logarithms and their gradient. Pairs have two members.
     tokens = parameters["micro_batch"] * parameters["length"] * (2 if job.recipe.operation == "dpo" else 1)
     layers = 2 if parameters["activation_checkpointing"] else shape.layers
     vectors = 25 * (shape.hidden or 4_096) * layers * WIDTH[parameters["dtype"]]
-    activations = tokens * (vectors + 16 * (shape.vocabulary or 50_000))
+    activations = tokens * (vectors + 16 * (shape.vocabulary or 50_000)) * job.processes // job.nodes
     return int(weights + 28 * trained + activations) // MB
 
 

@@ -12,6 +12,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from strata.errors import ClusterError
@@ -94,6 +95,19 @@ def jobs(folder: Path) -> list[SlurmJob]:
         for id, state, code, comment, log, place in (row[:6] for row in rows if len(row) > 5)
         if comment.startswith(("rule_", "group_")) and Path(place) == folder
     ]
+
+
+@cache
+def restarts(job: str) -> int:
+    """How often Slurm has queued a job again; -1 where it does not say. Asked of Slurm, since Snakemake's plugin takes
+    SLURM_RESTART_COUNT away from its jobs."""
+    query = ["scontrol", "show", "job", "--oneliner", job]
+    try:
+        run = subprocess.run(query, capture_output=True, text=True, timeout=20)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return -1
+    found = re.search(rf"^JobId={re.escape(job)} .*\bRestarts=(\d+)", run.stdout, re.MULTILINE)
+    return int(found[1]) if found else -1
 
 
 def is_out_of_memory(job: SlurmJob) -> bool:

@@ -116,13 +116,22 @@ def reading(table: Table) -> str:
 
 
 def warnings(table: Table) -> list[str]:
-    """What a reader must not overlook: variants that are missing, and trained ones that hardly hold what was learnt."""
-    return [f"{name} is missing: {gap}." for name, gap in table.gaps] + [
+    """What a reader must not overlook: variants that are missing, sources that look damaged, and trained variants that
+    hardly hold what was learnt."""
+    missing = [f"{name} is missing: {gap}." for name, gap in table.gaps]
+    constant = [
+        f"{row.name}: one value throughout in {len(row.constant)} of its source's matrices, the first of them "
+        f"{row.constant[0]}. Unless it was made so, the file has a hole."
+        for row in table.rows
+        if row.constant
+    ]
+    rounded = [
         f"{row.name}: storing it as {row.dtype} rounded {row.rounded:.0%} of its update away, so that its scores are "
         "closer to its parent's than its held-out loss says. `stored: float32` keeps the update."
         for row in table.rows
         if row.rounded is not None and row.rounded > MOST_ROUNDED
     ]
+    return missing + constant + rounded
 
 
 def change(curve: Curve) -> str:

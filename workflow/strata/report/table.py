@@ -73,7 +73,7 @@ class Row:
 
     `plan` counts in layers of `bases`, the variants without parents that it goes back to. `curve` is what training
     left, and `rounded` how much of its update the `dtype` of the checkpoint took back (as a part of its norm); None for
-    a variant that was not trained itself.
+    a variant that was not trained itself. `constant` are matrices that came in with one value throughout.
     """
 
     name: str
@@ -90,6 +90,7 @@ class Row:
     dtype: str
     curve: Curve | None
     rounded: float | None
+    constant: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -324,4 +325,5 @@ def _row(
         dtype=checkpoint.facts["dtype"],
         curve=read_curve(checkpoint, named) if trained else None,
         rounded=checkpoint.facts["training"]["rounded"] if trained else None,
+        constant=tuple(checkpoint.facts.get("constant", ())),
     )

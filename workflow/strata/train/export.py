@@ -19,7 +19,7 @@ from strata.recipe import digest
 from strata.restack import Draft, draft, write
 from strata.tensors import Header, copy_range, write_at
 from strata.train.learner import Learner
-from strata.train.parallel import whole
+from strata.train.sharding import whole
 
 
 @dataclass

@@ -7,7 +7,7 @@ model computes what a trained one does, to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,11 +15,12 @@ from typing import Any
 from strata import families
 from strata.checkpoint import Checkpoint
 from strata.errors import TrainingError
-from strata.loading import decoder_layers, load_model
+from strata.loading import decoder_layers, lower_frozen
 from strata.plan import Plan
 from strata.store import Object
 from strata.train.groups import decays, trainable
-from strata.train.parallel import Ranks, shard
+from strata.train.parallel import Ranks
+from strata.train.sharding import model_of, shard
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,8 @@ def make_learner(checkpoint: Object, opened: Checkpoint, parameters: Mapping[str
 
     plan = Plan.from_json(checkpoint.facts["plan"])
     wanted = trainable(plan, opened.config, parameters["train"], parameters["multipliers"])
-    model = load_model(checkpoint, "float32", "cpu").train()
+    model = model_of(checkpoint, ranks).train()
     _silence_dropout(model)
-    # What evaluation needs to be reproducible costs training a fill of every new tensor, and on a GPU far more.
-    torch.use_deterministic_algorithms(ranks.device.type == "cpu", warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
     stored = stored_names(model)
     rates: dict[str, float] = {}
     for name, parameter in model.named_parameters():
@@ -89,7 +87,7 @@ def make_learner(checkpoint: Object, opened: Checkpoint, parameters: Mapping[str
             rates[name] = rate.pop()
     layers = list(decoder_layers(model))
     if parameters["dtype"] == checkpoint.facts["dtype"] == "bfloat16":
-        _lower_frozen(layers)
+        lower_frozen(layers)
     if parameters["activation_checkpointing"]:
         model.gradient_checkpointing_enable()
     if ranks.device.type == "cuda":
@@ -97,7 +95,10 @@ def make_learner(checkpoint: Object, opened: Checkpoint, parameters: Mapping[str
         torch._dynamo.config.recompile_limit = 64
         for layer in layers:
             layer.compile()
-    shard(model, layers, ranks)
+    shard(model, layers, checkpoint, ranks)
+    # What evaluation needs to be reproducible costs training a fill of every new tensor, and on a GPU far more.
+    torch.use_deterministic_algorithms(ranks.device.type == "cpu", warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
     own = dict(model.named_parameters())
     return Learner(model, _optimizer(own, opened, rates, stored, parameters), own, stored, rates)
 
@@ -121,18 +122,6 @@ def _silence_dropout(model: Any) -> None:
                 setattr(module, name, 0.0)
         if "Dropout" in type(module).__name__:
             module.p = 0.0
-
-
-def _lower_frozen(layers: Sequence[Any]) -> None:
-    """Put the frozen matrices of linear maps back into bfloat16, as they are stored: autocast would do so each time."""
-    from torch import bfloat16
-    from torch.nn import Linear
-
-    for layer in layers:
-        for module in layer.modules():
-            for parameter in module.parameters(recurse=False) if isinstance(module, Linear) else ():
-                if not parameter.requires_grad:
-                    parameter.data = parameter.data.to(bfloat16)
 
 
 def _optimizer(

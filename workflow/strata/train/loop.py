@@ -19,7 +19,8 @@ from strata.train import schedule
 from strata.train.batch import Batch
 from strata.train.journal import Journal
 from strata.train.learner import Learner, set_rate
-from strata.train.parallel import Ranks, whole
+from strata.train.parallel import Ranks
+from strata.train.sharding import whole
 from strata.train.state import State
 from strata.train.task import Task, check_first, heldout_loss
 

@@ -6,6 +6,7 @@ without being asked.
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections import Counter
@@ -19,7 +20,7 @@ from strata import progress, store
 from strata.checkpoint import Checkpoint, copy_tokenizer, finish, open_checkpoint, verify, write_config
 from strata.curves import CURVE
 from strata.errors import TrainingError
-from strata.loading import check_device, check_length, load_model
+from strata.loading import check_device, check_length, decoder_layers
 from strata.plan import Plan
 from strata.recipe import Recipe, canonical
 from strata.store import Built, Object
@@ -32,6 +33,7 @@ from strata.train.learner import Learner, make_learner
 from strata.train.loop import Run
 from strata.train.loop import train as go_on
 from strata.train.parallel import Ranks, is_rank, joined, launch, rank_command, signals
+from strata.train.sharding import model_of, shard
 from strata.train.state import State, home
 from strata.train.task import Task, heldout_batches, heldout_loss, preferring, pretraining, tuning
 
@@ -193,9 +195,13 @@ def _heldout(parameters: Mapping[str, Any], tokens: Sequence[Tokens | None]) -> 
 
 def _reference_loss(found: Object, heldout: list[Batch], parameters: Mapping[str, Any], ranks: Ranks) -> float:
     """The held-out loss that is to be regained: the named variant's, measured by the code that measures the run's."""
-    store.verify(found)
-    model = load_model(found, "float32", str(ranks.device))
+    if ranks.is_first:
+        store.verify(found)
+    model = model_of(found, ranks)
+    shard(model, list(decoder_layers(model)), found, ranks)
     loss = heldout_loss(model, heldout, parameters["dtype"], replace(ranks, size=1, rank=0))
+    del model
+    gc.collect()  # FSDP's hooks hold a model that they are of
     return loss
 
 

@@ -127,27 +127,6 @@ def joined(device: str) -> Iterator[Ranks]:
         distributed.destroy_process_group()
 
 
-def shard(model: Any, layers: Sequence[Any], ranks: Ranks) -> None:
-    """Spread a model over the ranks, layer by layer (FSDP2); one rank only moves it to its device.
-
-    Gradients come out as means over the ranks.
-    """
-    if ranks.size == 1:
-        model.to(ranks.device)
-        return
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh(ranks.device.type, (ranks.size,))
-    for unit in (*layers, model):
-        fully_shard(unit, mesh=mesh)
-
-
-def whole(tensor: Any) -> Any:
-    """A tensor that may be spread over the ranks, gathered. Every rank must ask for the same ones in the same order."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
 def launch(command: Sequence[str], count: int, nodes: int = 1) -> None:
     """Run `count` ranks of a command on this machine, or on the nodes of this Slurm job, and wait for all of them.
 

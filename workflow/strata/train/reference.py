@@ -7,7 +7,7 @@ from pathlib import Path
 from strata import store
 from strata.checkpoint import verify
 from strata.errors import TrainingError
-from strata.loading import check_length, load_model
+from strata.loading import check_device, check_length, decoder_layers, load_model, lower_frozen
 from strata.progress import bar
 from strata.recipe import Recipe
 from strata.store import Built, Object
@@ -36,10 +36,14 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
 
     checkpoint = store.require(root, recipe.parents[0], verify)
     sources = [open_tokens(store.require(root, id, store.verify)) for id in recipe.sources]
-    length, dtype = recipe.parameters["length"], recipe.parameters["dtype"]
+    length, dtype, device = (recipe.parameters[key] for key in ("length", "dtype", "device"))
+    check_device(device)
     check_length(checkpoint, length, "`length`")
     pairs = Pairs(sources, length, 0)
-    model = load_model(checkpoint, "float32", recipe.parameters["device"])
+    model = load_model(checkpoint, "float32", "cpu").requires_grad_(False)
+    if dtype == checkpoint.facts["dtype"] == "bfloat16":
+        lower_frozen(decoder_layers(model))
+    model.to(device)
     logps_P2 = np.empty((len(pairs), 2))
     with torch.inference_mode(), bar(f"{checkpoint.id[:14]} reference", len(pairs), "pair") as progress:
         for start in range(0, len(pairs), _PAIRS):
