@@ -125,6 +125,9 @@ def test_what_the_dead_left_behind_is_swept_and_what_the_living_hold_is_not(tmp_
     folder.with_name(f".{ID}.{socket.gethostname()}.{ended.pid}.0123").mkdir()
     sweep_lease(tmp_path, ID)
     assert not list((tmp_path / "leases").iterdir())
+    (hold(tmp_path) / "owner.json").write_text("")
+    sweep_lease(tmp_path, ID)
+    assert not list((tmp_path / "leases").iterdir())
     for owner in ({"host": socket.gethostname(), "process": os.getpid()}, {"host": "elsewhere"}):
         folder = hold(tmp_path, **owner)
         sweep_lease(tmp_path, ID)

@@ -75,7 +75,9 @@ def test_a_builder_that_dies_leaves_nothing_visible(tmp_path: Path) -> None:
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-@pytest.mark.parametrize("syscall", ["write", "fsync", "fchmodat", "chmod", "rename", "renameat", "renameat2"])
+@pytest.mark.parametrize(
+    "syscall", ["write", "fsync", "fchmodat", "chmod", "rename", "renameat", "renameat2", "unlink", "unlinkat", "rmdir"]
+)
 def test_killed_at_any_call_an_object_is_whole_or_not_there(tmp_path: Path, syscall: str) -> None:
     """strace kills the process at the n-th such call, for every n until it gets through."""
     if subprocess.run(["which", "strace"], capture_output=True).returncode:
@@ -96,6 +98,7 @@ def test_killed_at_any_call_an_object_is_whole_or_not_there(tmp_path: Path, sysc
             store.verify(found)
         store.verify(store.publish(root, RECIPE, never if found else writing()))
         assert stat.S_IMODE((root / "checkpoints" / RECIPE.id).stat().st_mode) == 0o555
+        assert not [*(root / "tmp").iterdir(), *(root / "leases").iterdir()]
         if code == 0:
             assert found is not None
             break

@@ -65,7 +65,7 @@ def lease(
         ended.set()
         thread.join()
         if _owner(folder) == own:
-            shutil.rmtree(folder, ignore_errors=True)
+            _put_aside(folder)
 
 
 def _wait(folder: Path, own: dict[str, Any], find: Callable[[], _Made | None], wait: bool) -> _Made | None:
@@ -76,7 +76,7 @@ def _wait(folder: Path, own: dict[str, Any], find: Callable[[], _Made | None], w
         if _acquire(folder, own):
             made = find() if said else None  # who was waited for may have ended since the last look
             if made is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+                _put_aside(folder)
             return made
         made = find()
         if made is not None:
@@ -124,13 +124,16 @@ def sweep_lease(root: Path, id: str) -> None:
     """Remove what processes that are known to be dead left of an id's lease, once the id is there: who was killed just
     behind its publication would be at work for ever, and keep all that it read from being garbage."""
     folder = root / "leases" / id
-    if _is_gone(_owner(folder), _self()):
-        _put_aside(folder)
+    if folder.is_dir():
+        owner = _owner(folder)
+        if owner is None or _is_gone(owner, _self()):  # nobody: a power cut kept the folder and not who it was
+            _put_aside(folder)
     sweep(folder.parent, f".{id}")
 
 
 def _put_aside(folder: Path) -> None:
-    """Put a dead owner's lease aside: by a rename, so that of several that wait one does it."""
+    """End a lease by a rename: of several that wait for a dead owner one does it, and who is killed at it leaves a
+    lease that says whose it is, or none."""
     aside = scratch_folder(folder.parent, f".{folder.name}")
     with suppress(FileNotFoundError):
         folder.rename(aside)  # in place of the empty folder
