@@ -84,7 +84,9 @@ def test_killed_at_any_call_an_object_is_whole_or_not_there(tmp_path: Path, sysc
         pytest.skip("strace is not installed")
     script = (
         "import sys; from pathlib import Path; from strata import store; from strata.recipe import Recipe\n"
-        "def build(f):\n (f / 'a').write_text('x' * 9000); (f / 'b').write_text('b'); return store.Built()\n"
+        "def build(f):\n"
+        " (f / 'sub').mkdir(); (f / 'sub' / 'a.txt').write_text('hello'); (f / 'b.txt').write_text('b')\n"
+        " return store.Built()\n"
         "store.publish(Path(sys.argv[1]), Recipe('merge', {'method': 'dus', 'drop': 1}), build)"
     )
     env = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
@@ -97,7 +99,8 @@ def test_killed_at_any_call_an_object_is_whole_or_not_there(tmp_path: Path, sysc
         if found:
             store.verify(found)
         store.verify(store.publish(root, RECIPE, never if found else writing()))
-        assert stat.S_IMODE((root / "checkpoints" / RECIPE.id).stat().st_mode) == 0o555
+        for folder in (root / "checkpoints" / RECIPE.id, root / "checkpoints" / RECIPE.id / "sub"):
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o555
         assert not [*(root / "tmp").iterdir(), *(root / "leases").iterdir()]
         if code == 0:
             assert found is not None

@@ -297,7 +297,10 @@ def _rename(root: Path, scratch: Path, made: Object) -> Object:
 
 def _lock(folder: Path) -> None:
     """Make an object's folders read-only. After the rename, since one that is read-only cannot change its parent."""
-    for path in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+    for path in (
+        *(path for path in folder.rglob("*") if path.is_dir()),
+        folder,
+    ):  # itself last: it tells of a whole lock
         path.chmod(0o555)
 
 
