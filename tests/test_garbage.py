@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from strata import garbage, store
 from strata.errors import StoreError
 from strata.lease import lease
 from strata.recipe import Recipe
-from strata.scratch import scratch_folder
+from strata.scratch import is_alive, scratch_folder
 from strata.store import Built, Object
 
 BASE = Recipe("init", {"source": "x"})
@@ -81,6 +84,34 @@ def test_what_a_job_at_work_makes_and_reads_is_kept(tmp_path: Path) -> None:
     with lease(tmp_path, CHILD.id, lambda: None, needs=CHILD.parents):
         assert found(tmp_path, grace=0) == set()
     assert found(tmp_path, grace=0) == {BASE.id, scratch.name}
+
+
+def test_what_the_dead_left_is_cleared_away_and_what_the_living_hold_is_not(tmp_path: Path) -> None:
+    """Of ids that nobody asks for again, too."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with lease(tmp_path, CHILD.id, lambda: None):
+        mine = scratch_folder(tmp_path / "tmp", CHILD.id)
+        for process in (ended.pid, os.getppid()):
+            place = f"{OTHER.id}.{socket.gethostname()}.{process}.01234567"
+            (tmp_path / "tmp" / place).mkdir()
+            (tmp_path / "leases" / f".{place}").mkdir()
+        owner = json.loads((tmp_path / "leases" / CHILD.id / "owner.json").read_text())
+        (tmp_path / "leases" / BASE.id).mkdir()
+        (tmp_path / "leases" / BASE.id / "owner.json").write_text(json.dumps(owner | {"process": ended.pid}))
+        garbage.sweep_dead(tmp_path)
+        assert sorted((tmp_path / "tmp").iterdir()) == sorted([mine, tmp_path / "tmp" / place])
+        assert sorted(path.name for path in (tmp_path / "leases").iterdir()) == sorted([f".{place}", CHILD.id])
+
+
+def test_a_process_that_ended_and_that_nobody_asked_how_is_dead() -> None:
+    ended = os.fork()
+    if not ended:
+        os._exit(0)
+    os.waitid(os.P_PID, ended, os.WEXITED | os.WNOWAIT)
+    assert not is_alive(ended)
+    os.waitpid(ended, 0)
+    assert not is_alive(ended) and is_alive(os.getpid())
 
 
 def test_nothing_is_garbage_within_the_grace_period(tmp_path: Path) -> None:

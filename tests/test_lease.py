@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,15 +38,24 @@ def hold(root: Path, **changes: object) -> Path:
     return folder
 
 
-def beating(folder: Path, seconds: float) -> threading.Thread:
+@contextmanager
+def beating(folder: Path) -> Iterator[None]:
+    """A lease whose owner lives meanwhile."""
+    ended = threading.Event()
+
     def beat() -> None:
-        for number in range(int(seconds / 0.02)):
+        number = 0
+        while not ended.wait(0.02):
+            number += 1
             (folder / "beat").write_text(str(number))
-            time.sleep(0.02)
 
     thread = threading.Thread(target=beat)
     thread.start()
-    return thread
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def test_a_lease_is_there_while_it_is_held_and_no_longer(tmp_path: Path) -> None:
@@ -60,19 +71,21 @@ def test_it_is_given_back_when_the_work_fails(tmp_path: Path) -> None:
     assert not list((tmp_path / "leases").iterdir())
 
 
-def test_who_waits_gets_what_the_other_makes(tmp_path: Path) -> None:
+def test_who_waits_gets_what_the_other_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Longer than an owner without a beat would count as alive."""
-    thread = beating(hold(tmp_path), 1.5)
+    monkeypatch.setattr(leases, "PATIENCE", 2)  # a thread that beats may stand still for a while
     since = time.monotonic()
-    with lease(tmp_path, ID, lambda: "object" if time.monotonic() - since > 1 else None) as made:
+    with (
+        beating(hold(tmp_path)),
+        lease(tmp_path, ID, lambda: "object" if time.monotonic() - since > 3 else None) as made,
+    ):
         assert made == "object"
-    thread.join()
     assert (tmp_path / "leases" / ID).exists()  # it is the other's
 
 
 def test_an_owner_whose_beat_stands_still_is_dead(tmp_path: Path) -> None:
-    thread = beating(hold(tmp_path), 0.3)
-    thread.join()
+    with beating(hold(tmp_path)):
+        time.sleep(0.3)
     with lease(tmp_path, ID, lambda: None) as made:
         assert made is None
         assert json.loads((tmp_path / "leases" / ID / "owner.json").read_text())["host"] == socket.gethostname()
@@ -136,10 +149,12 @@ def test_what_the_dead_left_behind_is_swept_and_what_the_living_hold_is_not(tmp_
 
 
 def test_who_is_not_to_wait_steps_back_from_the_living_and_takes_over_from_the_dead(tmp_path: Path) -> None:
-    thread = beating(hold(tmp_path, job="7"), 0.3)
-    with pytest.raises(ClusterError, match="Slurm job 7"), lease(tmp_path, ID, lambda: None, wait=False):
+    with (
+        beating(hold(tmp_path, job="7")),
+        pytest.raises(ClusterError, match="Slurm job 7"),
+        lease(tmp_path, ID, lambda: None, wait=False),
+    ):
         pass
-    thread.join()
     assert (tmp_path / "leases" / ID).exists()
     with lease(tmp_path, ID, lambda: None, wait=False) as made:
         assert made is None
@@ -154,7 +169,8 @@ def test_a_lease_that_was_taken_over_is_left_to_its_new_owner(tmp_path: Path) ->
     assert json.loads(owner.read_text())["host"] == "elsewhere"
 
 
-def test_of_many_that_come_at_once_one_builds(tmp_path: Path) -> None:
+def test_of_many_that_come_at_once_one_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "PATIENCE", 60)
     made: list[int] = []
 
     def work(number: int) -> None:

@@ -41,6 +41,13 @@ def test_a_run_that_goes_on_drops_the_lines_of_steps_that_run_again(tmp_path: Pa
     assert lines(tmp_path)[:3] == before[:3]
 
 
+def test_what_one_that_was_killed_left_of_its_rewriting_is_removed(tmp_path: Path) -> None:
+    written(tmp_path, 1, 2)
+    (tmp_path / ".log.jsonl.7.0123").write_text("half")
+    written(tmp_path, 2, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
+
+
 def test_a_measurement_after_the_step_of_the_snapshot_is_kept(tmp_path: Path) -> None:
     written(tmp_path, 1, 2)
     journal = Journal(tmp_path, 2)

@@ -6,7 +6,7 @@ import subprocess
 import time
 
 from strata.errors import ClusterError
-from strata.garbage import mark
+from strata.garbage import mark, sweep_dead
 from strata.slurm import watch
 
 STARTED = time.time()
@@ -14,7 +14,8 @@ ENDED_BY, LAST_LOOKS = [], []
 
 
 def keep_what_is_needed():
-    """Keep what this run needs from `strata store gc`; then see that what it builds on has not just been collected."""
+    """Clear away what dead runs left. Keep what this run needs from `strata store gc`; then see that what it builds on has not just been collected."""
+    sweep_dead(RESULTS)
     mark(RESULTS, CONFIG_FILES, EXPERIMENT)
     refuse_if_gone()
 

@@ -20,8 +20,9 @@ from pathlib import Path
 from strata import store
 from strata.errors import StoreError
 from strata.experiment import Experiment
-from strata.lease import at_work
+from strata.lease import at_work, sweep_leases
 from strata.recipe import digest, kind_of
+from strata.scratch import sweep
 from strata.store import MANIFEST
 
 GRACE = 1.0  # days
@@ -45,6 +46,12 @@ def mark(root: Path, files: Sequence[str], experiment: Experiment) -> Path:
     file = root / "roots" / f"{name}-{digest(chr(10).join(places))[:8]}.json"
     store.write_atomically(file, store.encode({"files": places, "ids": sorted(experiment.jobs)}))
     return file
+
+
+def sweep_dead(root: Path) -> None:
+    """Remove work in progress and leases of processes that are known to be dead, of whatever id. Nothing reads them."""
+    sweep_leases(root)
+    sweep(root / "tmp", "*")
 
 
 def roots(root: Path) -> dict[str, list[str]]:

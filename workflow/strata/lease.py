@@ -74,7 +74,7 @@ def _wait(folder: Path, own: dict[str, Any], find: Callable[[], _Made | None], w
     seen, since = None, time.monotonic()
     while True:
         if _acquire(folder, own):
-            made = find() if said else None  # who was waited for may have ended since the last look
+            made = find()  # another may have made it and ended since the caller looked
             if made is not None:
                 _put_aside(folder)
             return made
@@ -129,6 +129,14 @@ def sweep_lease(root: Path, id: str) -> None:
         if owner is None or _is_gone(owner, _self()):  # nobody: a power cut kept the folder and not who it was
             _put_aside(folder)
     sweep(folder.parent, f".{id}")
+
+
+def sweep_leases(root: Path) -> None:
+    """Remove what processes that are known to be dead left of any lease: of what nobody makes again, nobody sweeps."""
+    for folder in (root / "leases").glob("[!.]*"):
+        if _is_gone(_owner(folder), _self()):
+            _put_aside(folder)
+    sweep(root / "leases", ".*")
 
 
 def _put_aside(folder: Path) -> None:

@@ -32,4 +32,8 @@ def is_alive(process: int) -> bool:
         return False
     except PermissionError:
         pass
-    return True
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:  # no Linux, or it ended just now: taken for alive until the next look
+        return True
+    return state not in ("Z", "X")  # dead, and nobody has asked how it ended

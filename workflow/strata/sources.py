@@ -157,7 +157,7 @@ def globs(file: str | list[str]) -> list[str]:
 
 def _package(package: str, patterns: list[str], folder: Path) -> None:
     unmatched = dict.fromkeys(patterns)
-    with tempfile.TemporaryDirectory(dir=folder.parent.parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         archive = _download(package, Path(scratch))
         try:
             with _members(archive) as members:

@@ -23,6 +23,8 @@ class Journal:
     def __init__(self, folder: Path, step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / LOG
+        for scratch in folder.glob(f".{LOG}.*"):  # of one that was killed within the rewriting below
+            scratch.unlink()
         kept = [line for line in self._lines() if line["step"] <= step] if step else []
         self._board = _board(folder, step)
         write_atomically(self._file, "".join(json.dumps(line) + "\n" for line in kept).encode())
