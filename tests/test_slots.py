@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,38 +42,39 @@ def test_a_job_sees_as_many_as_it_asks_for_and_gives_them_back() -> None:
 
 
 def test_jobs_side_by_side_see_gpus_of_their_own(tmp_path: Path) -> None:
-    script = (
-        "import time; from strata.slots import *\nwith gpus(1): print(os.environ[VISIBLE], flush=True); time.sleep(1)"
-    )
-    env = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
-    running = [
-        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=env) for _ in "123"
-    ]
-    assert sorted(process.communicate()[0].strip() for process in running) == ["GPU-00", "GPU-01", "GPU-02"]
+    with holding(tmp_path, 1) as first, holding(tmp_path, 1) as second, holding(tmp_path, 1) as third:
+        assert sorted(said for _, said in (first, second, third)) == ["GPU-00", "GPU-01", "GPU-02"]
 
 
 @contextmanager
-def holding(folder: Path, count: int, seconds: float) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that holds GPUs already."""
-    script = f"import time; from strata.slots import *\nwith gpus({count}): print(1, flush=True); time.sleep({seconds})"
+def holding(folder: Path, count: int) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process that holds GPUs until its input ends, and which."""
+    script = (
+        "import sys; from strata.slots import *\n"
+        f"with gpus({count}): print(os.environ[VISIBLE], flush=True); sys.stdin.read()"
+    )
     env = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": ":".join(sys.path)}
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=env) as process:
-        assert process.stdout and process.stdout.readline()
-        yield process
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script], text=True, env=env, **pipes) as process:
+        assert process.stdout and process.stdin
+        yield process, process.stdout.readline().strip()
+        process.stdin.close()
 
 
 def test_who_finds_none_free_waits_until_one_is(tmp_path: Path) -> None:
-    with holding(tmp_path, 2, 0.5) as process:
+    with holding(tmp_path, 2) as (process, _):
         with gpus(1):
             assert os.environ[VISIBLE] == "GPU-02"
-        assert process.poll() is None
+        assert process.poll() is None and process.stdin
+        threading.Timer(0.2, process.stdin.close).start()
         with gpus(2):
             assert process.wait() == 0
 
 
 def test_a_killed_job_holds_nothing(tmp_path: Path) -> None:
-    with holding(tmp_path, 3, 60) as process:
+    with holding(tmp_path, 3) as (process, _):
         process.kill()
+        process.wait()
     since = time.monotonic()
     with gpus(3):
         assert time.monotonic() - since < 5

@@ -25,7 +25,7 @@ LAYERS, WIDTH = 26, 128
 def write_sweep(folder: Path, variants: int) -> None:
     """The tests' small experiment with this many merges, all different."""
     model = save_model(folder / "model", num_hidden_layers=LAYERS, hidden_size=WIDTH, intermediate_size=4 * WIDTH)
-    plans = ((drop, group) for drop in range(LAYERS // 2) for group in range(1, 25))
+    plans = ((drop, group) for drop in range(LAYERS // 2) for group in range(1, LAYERS - drop + 1))
     lines = ["  base: {init: {source: m}}\n"]
     for (drop, group), number in zip(plans, range(variants), strict=False):
         lines.append(f"  v{number}: {{parent: base, merge: {{method: interlocked, drop: {drop}, group: {group}}}}}\n")

@@ -31,7 +31,7 @@ def answer(page: Path, scratch: Path, script: str, width: int = 1200) -> Any:
             str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--window-size={width},900",
             "--disable-background-networking", f"--user-data-dir={scratch / 'profile'}", "--dump-dom", copy.as_uri(),
         ],
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, timeout=300, check=True,
     )  # fmt: skip
     found = re.search(r"<title>(.*?)</title>", run.stdout, re.DOTALL)
     assert found, run.stdout[:500]

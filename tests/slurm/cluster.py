@@ -80,7 +80,7 @@ def missing() -> list[str]:
 def install() -> None:
     """Install what is missing; daemons are started by `cluster` alone."""
     if wanted := missing():
-        apt = ["apt-get", "-o", "DPkg::Lock::Timeout=120", "-qq"]
+        apt = ["apt-get", "-o", "DPkg::Lock::Timeout=120", "-o", "Acquire::Retries=5", "-qq"]
         environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
         for arguments in (["update"], ["install", "-y", *wanted]):
             subprocess.run([*apt, *arguments], check=True, env=environment, stdout=subprocess.DEVNULL)

@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.slurm,
     pytest.mark.skipif(RUNNING not in os.environ, reason="needs a Slurm that `make slurm-test` has started"),
 ]
-TOKENS = 25_600  # 200 steps
+TOKENS = 51_200  # 400 steps
 ONE_THREAD = ("--set-threads", "pretrain=1")  # on a busy machine threads wait for each other for seconds
 LIMIT = 240  # seconds in which each run must end
 TRAINED = "data: {{diary: 1}}, tokens: {tokens}, length: 64, batch: 2, learning_rate: 2.0e-3, seed: {seed}"
@@ -219,8 +219,13 @@ def test_a_job_whose_time_is_over_goes_on_with_more(idle: Path, folder: Path) ->
 
 
 def test_before_the_time_is_over_training_is_told_and_writes_a_snapshot(idle: Path, folder: Path) -> None:
-    """Slurm sends it up to a minute early: with a limit of one minute, at once."""
-    run = train(folder, "--set-resources", "pretrain:runtime=attempt**3", "pretrain:slurm_extra=--signal=TERM@40")
+    """Slurm sends it up to half a minute early, that is after 50 to 80 seconds of two minutes. Until then it stands still."""
+    run = train(folder, "--set-resources", "pretrain:runtime=2*attempt**3", "pretrain:slurm_extra=--signal=TERM@40")
+    until_it_trains(folder, run)
+    process = training(folder)
+    os.kill(process, signal.SIGSTOP)
+    wait_for(lambda: is_told_to_end(process), "signal", 120)
+    os.kill(process, signal.SIGCONT)
     output = end(run)
     assert "stopped by a signal" in output and "TIMEOUT" not in output
     same(folder)
@@ -274,6 +279,14 @@ def training(folder: Path) -> int:
         except OSError:
             continue
     raise AssertionError("no process trains")
+
+
+def is_told_to_end(process: int) -> bool:
+    """Whether a process that stands still has a SIGTERM to come, or goes on since Slurm woke it."""
+    status = Path(f"/proc/{process}/status").read_text()
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    pending = int(fields["ShdPnd"], 16) | int(fields["SigPnd"], 16)
+    return bool(pending >> (signal.SIGTERM - 1) & 1) or not fields["State"].startswith("T")
 
 
 def test_a_job_that_is_cancelled_fails_and_the_next_run_goes_on(idle: Path, folder: Path) -> None:

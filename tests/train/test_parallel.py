@@ -148,32 +148,32 @@ def stopped(root: Path, recipe: Recipe, number: signal.Signals, rank: int | None
     process = start(root, recipe, 2)
     wait_for_snapshot(root, recipe.id, process)
     os.kill(process.pid if rank is None else ranks_of(process)[rank], number)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == 75, error
     return error
 
 
 def test_a_signal_to_one_rank_stops_all_and_two_go_on_bit_for_bit(root: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(root, steps=20)
+    recipe = recipe_of(root, steps=60)
     error = stopped(root, recipe, signal.SIGUSR2, 1)
     assert "it goes on from there" in error and "Traceback" not in error
     code, error = run(root, recipe, 2)
     assert code == 0, error
     other = tmp_path / "other" / "results"
-    assert run(other, recipe_of(other, steps=20), 2)[0] == 0
+    assert run(other, recipe_of(other, steps=60), 2)[0] == 0
     assert store.require(root, recipe.id).digest == store.require(other, recipe.id).digest
 
 
 def test_a_signal_to_the_launcher_reaches_all_and_one_process_goes_on_from_the_snapshot_of_two(
     root: Path, tmp_path: Path
 ) -> None:
-    recipe = recipe_of(root, steps=20)
+    recipe = recipe_of(root, steps=60)
     stopped(root, recipe, signal.SIGTERM, None)
     state = json.loads(sorted((home(root, recipe.id) / "snapshots").glob("*/state.json"))[-1].read_text())["state"]
-    assert 0 < state["step"] < 20
+    assert 0 < state["step"] < 60
     done = train(root, recipe)
     other = tmp_path / "one" / "results"
-    alike(done, train(other, recipe_of(other, steps=20)))
+    alike(done, train(other, recipe_of(other, steps=60)))
 
 
 def test_a_rank_that_dies_takes_the_others_with_it(root: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_rank_that_dies_takes_the_others_with_it(root: Path) -> None:
     process = start(root, recipe, 2)
     wait_for_snapshot(root, recipe.id, process)
     os.kill(ranks_of(process)[1], signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode not in (0, 75)
     assert store.find(root, recipe.id) is None
 
