@@ -3,6 +3,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 
 from strata.errors import ClusterError
@@ -38,7 +39,9 @@ def watch_cluster():
 
     def end(error):
         ENDED_BY.append(error)
-        os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C: Snakemake cancels its other jobs
+        # As Ctrl-C: Snakemake cancels its other jobs. To the thread that waits for them: were another one given it,
+        # that one would sleep on.
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     if workflow.executor_plugin.name == "slurm":
         ask = ["sacct", "-n", "-X", "--name", "none"]

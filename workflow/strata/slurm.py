@@ -131,7 +131,10 @@ def out_of_memory(job: SlurmJob) -> ClusterError:
 
 def _queue_again(job: SlurmJob) -> ClusterError | None:
     """Ask Slurm to queue a job again. Returns why the run cannot go on where it refuses."""
-    run = subprocess.run(["scontrol", "requeue", job.id], capture_output=True, text=True)  # noqa: S603, S607
+    try:
+        run = subprocess.run(["scontrol", "requeue", job.id], capture_output=True, text=True, timeout=60)  # noqa: S603, S607
+    except subprocess.TimeoutExpired as error:
+        run = subprocess.CompletedProcess(error.cmd, 1, "", "no answer within a minute")
     if run.returncode == 0:
         return None
     return ClusterError(
