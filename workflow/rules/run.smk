@@ -35,15 +35,15 @@ def require_scheduler():
 
 
 def watch_cluster():
-    """See to it that a run on Slurm does not wait for a job that will not come back."""
+    """See to it that a run on Slurm does not wait for a job that will not come back: it ends as by Ctrl-C, so that
+    Snakemake cancels its other jobs. By a signal of our own, since one that runs in the background ignores Ctrl-C's."""
 
     def end(error):
         ENDED_BY.append(error)
-        # As Ctrl-C: Snakemake cancels its other jobs. To the thread that waits for them: were another one given it,
-        # that one would sleep on.
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR2)
 
     if workflow.executor_plugin.name == "slurm":
+        signal.signal(signal.SIGUSR2, signal.default_int_handler)
         ask = ["sacct", "-n", "-X", "--name", "none"]
         if shutil.which("sacct") and subprocess.run(ask, capture_output=True, check=False).returncode:
             forget_sacct()
