@@ -112,10 +112,13 @@ def test_what_a_stored_config_must_say_is_there_to_be_read_from_transformers() -
 def test_a_large_mixture_takes_no_time() -> None:
     import time
 
-    begin = time.process_time()
-    tensors = families.expected_tensors({"model_type": "qwen3_moe", "num_hidden_layers": 94})
-    assert len(tensors) == 36945
-    assert time.process_time() - begin < 1
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        tensors = families.expected_tensors({"model_type": "qwen3_moe", "num_hidden_layers": 94})
+        times.append(time.perf_counter() - begin)
+        assert len(tensors) == 36945
+    assert min(times) < 0.2
 
 
 # Block expansion

@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 from strata import checkpoint, store
 from strata.train.state import home
 
-STEPS, KILLS = 60, 20
+STEPS, KILLS = 300, 20
 
 # Forks a run again and again from a process that has loaded everything, and kills it after a while.
 DRIVER = """
@@ -69,7 +69,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(tmp_path: Pat
         )  # fmt: skip
         count = drive(root, recipe.canonical, seed, kills)
         found.append(store.require(root, recipe.id, checkpoint.verify))
-        assert count >= kills // 4, "it was too fast to be killed: more STEPS"
+        assert count >= kills // 2, "it was too fast to be killed: more STEPS"
         assert [path.name for path in home(root, recipe.id).iterdir()] == ["log.jsonl"]
         assert not list((root / "tmp").glob("*"))
         lines = [json.loads(line) for line in (home(root, recipe.id) / "log.jsonl").read_text().splitlines()]

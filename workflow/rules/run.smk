@@ -15,7 +15,8 @@ ENDED_BY, LAST_LOOKS = [], []
 
 
 def keep_what_is_needed():
-    """Clear away what dead runs left. Keep what this run needs from `strata store gc`; then see that what it builds on has not just been collected."""
+    """Clear away what dead runs left. Keep what this run needs from `strata store gc`; then see that what it builds on
+    has not just been collected."""
     sweep_dead(RESULTS)
     mark(RESULTS, CONFIG_FILES, EXPERIMENT)
     refuse_if_gone()

@@ -297,11 +297,10 @@ def _rename(root: Path, scratch: Path, made: Object) -> Object:
 
 def _lock(folder: Path) -> None:
     """Make an object's folders read-only. After the rename, since one that is read-only cannot change its parent."""
-    for path in (
-        *(path for path in folder.rglob("*") if path.is_dir()),
-        folder,
-    ):  # itself last: it tells of a whole lock
-        path.chmod(0o555)
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            path.chmod(0o555)
+    folder.chmod(0o555)  # last: whoever finds it so need not look further
 
 
 def _copy_manifest(root: Path, done: Object) -> None:
