@@ -7,13 +7,15 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from strata import garbage, store
+from strata import garbage, inventory, store
+from strata.disk import write_atomically
 from strata.errors import StoreError
 from strata.lease import lease
 from strata.recipe import Recipe
@@ -45,7 +47,7 @@ def link(root: Path, name: str, recipe: Recipe) -> None:
 
 def root_of(root: Path, *ids: str) -> Path:
     file = root / "roots" / "config.json"
-    store.write_atomically(file, json.dumps({"files": ["config.yaml"], "ids": list(ids)}).encode())
+    write_atomically(file, json.dumps({"files": ["config.yaml"], "ids": list(ids)}).encode())
     return file
 
 
@@ -90,6 +92,7 @@ def test_what_the_dead_left_is_cleared_away_and_what_the_living_hold_is_not(tmp_
     """Of ids that nobody asks for again, too."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
+    (tmp_path / "roots").mkdir()
     with lease(tmp_path, CHILD.id, lambda: None):
         mine = scratch_folder(tmp_path / "tmp", CHILD.id)
         for process in (ended.pid, os.getppid()):
@@ -99,7 +102,10 @@ def test_what_the_dead_left_is_cleared_away_and_what_the_living_hold_is_not(tmp_
         owner = json.loads((tmp_path / "leases" / CHILD.id / "owner.json").read_text())
         (tmp_path / "leases" / BASE.id).mkdir()
         (tmp_path / "leases" / BASE.id / "owner.json").write_text(json.dumps(owner | {"process": ended.pid}))
+        for process in (ended.pid, os.getppid()):
+            (tmp_path / "roots" / f".a.json.{socket.gethostname()}.{process}.01234567").touch()
         garbage.sweep_dead(tmp_path)
+        assert len(list((tmp_path / "roots").iterdir())) == 1
         assert sorted((tmp_path / "tmp").iterdir()) == sorted([mine, tmp_path / "tmp" / place])
         assert sorted(path.name for path in (tmp_path / "leases").iterdir()) == sorted([f".{place}", CHILD.id])
 
@@ -137,7 +143,7 @@ def test_a_store_whose_roots_cannot_be_read_keeps_everything(tmp_path: Path, dam
     if damage == "a root that is no JSON":
         root_of(tmp_path).write_text("{")
     elif damage == "a variant's record that is no JSON":
-        store.write_atomically(tmp_path / "variants" / "dus.json", b"{")
+        write_atomically(tmp_path / "variants" / "dus.json", b"{")
     else:
         link(tmp_path, "gone", CHILD)
     with pytest.raises(StoreError, match=r"root|link"):
@@ -151,6 +157,90 @@ def test_what_a_run_marks_while_garbage_is_collected_comes_back(tmp_path: Path) 
     assert [piece.path.name for piece in garbage.collect(tmp_path, pieces)] == [CHILD.id]
     assert store.require(tmp_path, BASE.id, store.verify) == made[0]
     assert store.target(tmp_path, BASE.id).is_file()
+
+
+def test_collecting_without_end_beside_runs_that_publish_loses_nothing_that_is_needed(tmp_path: Path) -> None:
+    """Each run marks its root first, as the workflow does, and then publishes a chain, of which each needs the last."""
+    ended, errors = threading.Event(), list[Exception]()
+
+    def collect() -> None:
+        while not ended.is_set():
+            try:
+                garbage.collect(tmp_path, garbage.garbage(tmp_path, grace=0))
+            except Exception as error:
+                errors.append(error)
+
+    collectors = [threading.Thread(target=collect) for _ in range(2)]
+    for thread in collectors:
+        thread.start()
+    try:
+        for run in range(30):
+            chain: list[Recipe] = []
+            for n in range(3):
+                parents = (chain[-1].id,) if chain else ()
+                chain.append(Recipe("analyze", {"run": run, "n": n}, parents))
+            root_of(tmp_path, *(recipe.id for recipe in chain))
+            for recipe in chain:
+                for parent in recipe.parents:
+                    store.require(tmp_path, parent)
+                store.publish(tmp_path, recipe, build)
+            for recipe in chain:
+                store.verify(store.require(tmp_path, recipe.id))
+    finally:
+        ended.set()
+        for thread in collectors:
+            thread.join()
+    assert not errors
+    assert not list((tmp_path / "quarantine").glob("*"))
+    garbage.collect(tmp_path, garbage.garbage(tmp_path, grace=0))
+    assert set(store.objects(tmp_path)) == {recipe.id for recipe in chain}
+    assert not list((tmp_path / "trash").iterdir())
+
+
+def test_what_is_put_aside_comes_back_when_the_roots_cannot_be_read_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = Recipe("pretrain", {}, parents=(BASE.id,))
+    publish(tmp_path, BASE, CHILD)
+    (tmp_path / "training" / trained.id / "snapshots").mkdir(parents=True)
+    pieces = garbage.garbage(tmp_path, grace=0)
+    assert len(pieces) == 3
+    root_of(tmp_path).write_text("{")
+    with pytest.raises(StoreError, match="root cannot be read"):
+        garbage.collect(tmp_path, pieces)
+    for recipe in (BASE, CHILD):
+        store.verify(store.require(tmp_path, recipe.id))
+        assert store.target(tmp_path, recipe.id).is_file()
+    assert (tmp_path / "training" / trained.id / "snapshots").is_dir()
+    assert not list((tmp_path / "trash").iterdir())
+
+
+def test_the_state_of_a_training_that_a_run_marks_meanwhile_comes_back(tmp_path: Path) -> None:
+    trained = Recipe("pretrain", {}, parents=(BASE.id,))
+    (tmp_path / "training" / trained.id / "snapshots").mkdir(parents=True)
+    pieces = garbage.garbage(tmp_path, grace=0)
+    root_of(tmp_path, trained.id)
+    assert not garbage.collect(tmp_path, pieces)
+    assert (tmp_path / "training" / trained.id / "snapshots").is_dir()
+
+
+def test_what_another_collection_has_put_aside_is_let_be(tmp_path: Path) -> None:
+    """It may bring it back. What a dead one left is older, and goes."""
+    publish(tmp_path, BASE, days=5)
+    place = garbage._put_aside(tmp_path, tmp_path / BASE.kind / BASE.id)
+    assert place and found(tmp_path, grace=0) == set()
+    os.utime(place, (time.time() - 2 * 3600,) * 2)
+    assert found(tmp_path) == {place.name}
+
+
+def test_what_a_config_needs_is_kept_without_a_root_being_written(tmp_path: Path) -> None:
+    publish(tmp_path, BASE, CHILD, OTHER)
+    before = sorted(tmp_path.rglob("*"))
+    said = inventory.collect(tmp_path, 1, False, [CHILD.id])
+    assert OTHER.id in said and CHILD.id not in said and "nothing was removed" in said
+    assert sorted(tmp_path.rglob("*")) == before
+    inventory.collect(tmp_path, 1, True, [CHILD.id])
+    assert set(store.objects(tmp_path)) == {BASE.id, CHILD.id}
 
 
 def test_quarantine_is_never_collected(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import flip, write_experiment
-from strata import cli, store
+from strata import cli, garbage, store
 from strata.errors import StoreError, UsageError
 from strata.experiment import load
 from strata.recipe import Recipe
@@ -58,7 +58,7 @@ def test_gc_tells_what_it_would_remove_and_removes_it_when_told(
 
 
 def test_a_list_and_an_object_say_what_keeps_it(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said(capsys, "gc")  # makes the config a root
+    garbage.mark(Path("results"), ["config.yaml"], load(["config.yaml"]))
     lines = {line.split()[0]: line for line in said(capsys, "list").splitlines()}
     assert lines[OLD.id].endswith("nothing")
     (kept,) = {line.split()[-1] for id, line in lines.items() if id.startswith("fetch")}

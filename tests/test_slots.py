@@ -94,11 +94,25 @@ def test_what_the_user_lets_us_see_is_all_there_is(monkeypatch: pytest.MonkeyPat
         pass
 
 
-def test_a_schedulers_choice_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_within_one_allocation_share_out_what_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where Snakemake itself runs in a job of Slurm's. Another job's GPU of the same number is another GPU."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv(VISIBLE, "1")
-    with gpus(4):
-        assert os.environ[VISIBLE] == "1"
+    monkeypatch.setenv(VISIBLE, "0,1")
+    with holding(tmp_path, 1) as (_, first), gpus(1):
+        assert {first, os.environ[VISIBLE]} == {"0", "1"}
+        monkeypatch.setenv("SLURM_JOB_ID", "8")
+        with holding(tmp_path, 1) as (_, other):
+            assert other == os.environ[VISIBLE]
+    with pytest.raises(ClusterError, match=VISIBLE), gpus(3):
+        pass
+
+
+def test_no_lock_is_left_behind(tmp_path: Path) -> None:
+    with gpus(3):
+        assert len(list(tmp_path.glob("strata-gpus-*/*"))) == 3
+    assert not list(tmp_path.glob("strata-gpus-*/*"))
 
 
 def test_parts_of_a_gpu_are_what_there_is(tmp_path: Path) -> None:

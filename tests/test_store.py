@@ -21,7 +21,7 @@ from unittest.mock import patch
 import pytest
 
 from conftest import edit_manifest, flip
-from strata import store
+from strata import garbage, inventory, store
 from strata.errors import NonDeterministic, SpaceError, StoreError
 from strata.recipe import Recipe
 from strata.store import Built
@@ -202,10 +202,13 @@ def test_of_two_evaluations_the_first_published_wins(tmp_path: Path) -> None:
     assert (race(tmp_path, SCORE, "one", "other").path / "sub" / "a.txt").read_text() == "one"
 
 
-def test_eight_processes_racing_for_one_id_agree(tmp_path: Path) -> None:
+@pytest.mark.parametrize("leases", ["leases", "no leases"])
+def test_eight_processes_racing_for_one_id_agree(tmp_path: Path, leases: str) -> None:
+    """Also where leases do nothing, as locks on many file systems of clusters."""
     script = (
         "from pathlib import Path; from strata import store; from strata.recipe import Recipe; from strata.store import Built\n"
-        "import os, sys\n"
+        "import contextlib, os, sys\n"
+        f"if {leases == 'no leases'}: store.lease = lambda *_: contextlib.nullcontext()\n"
         "def build(f):\n (f / 'a').write_text(str(os.getpid())); return Built()\n"
         "for n in range(20):\n"
         f" print(store.publish(Path({str(tmp_path)!r}), Recipe('evaluate', {{'n': n}}), build).digest)"
@@ -235,6 +238,58 @@ def test_what_is_published_behind_a_look_for_it_is_not_damaged(tmp_path: Path) -
     with patch.object(Path, "read_bytes", just_before):
         store.find(tmp_path, RECIPE.id)
     store.verify(store.publish(tmp_path, RECIPE, writing()))
+
+
+def test_what_is_moved_away_and_made_anew_within_a_look_is_not_damaged(tmp_path: Path) -> None:
+    made = store.publish(tmp_path, RECIPE, writing())
+    check, looks = store._check, []
+
+    def meanwhile(found: store.Object, hash_up_to: int | None) -> None:
+        looks.append(found)
+        if len(looks) == 1:
+            (made.path / "b.txt").stat()
+            made.path.rename(tmp_path / "away")
+            raise FileNotFoundError(made.path / "b.txt")
+        check(found, hash_up_to)
+
+    with patch.object(store, "_check", meanwhile):
+        assert store.find(tmp_path, RECIPE.id) is None
+    store.verify(store.publish(tmp_path, RECIPE, writing()))
+
+
+def test_a_rename_that_was_done_and_whose_answer_was_lost_is_done(tmp_path: Path) -> None:
+    """NFS asks again, and is told that there is nothing to rename."""
+    rename = Path.rename
+
+    def twice(path: Path, place: Path) -> Path:
+        rename(path, place)
+        return rename(path, place) if "checkpoints" in str(place) else place
+
+    with patch.object(Path, "rename", twice):
+        made = store.publish(tmp_path, RECIPE, writing())
+    store.verify(made)
+    assert stat.S_IMODE(made.path.stat().st_mode) == 0o555
+    assert store.publish(tmp_path, RECIPE, never) == made
+
+
+def test_a_rename_that_was_not_done_is_an_error(tmp_path: Path) -> None:
+    def lost(path: Path, place: Path) -> Path:
+        raise FileNotFoundError(errno.ENOENT, "gone", str(path))
+
+    with patch.object(Path, "rename", lost), pytest.raises(FileNotFoundError):
+        store._rename(tmp_path, tmp_path / "a", store.Object(RECIPE.id, tmp_path / "b", {"digest": "x"}))
+
+
+def test_two_files_that_took_each_others_place_are_found(tmp_path: Path) -> None:
+    made = store.publish(tmp_path, RECIPE, writing("x"))
+    for folder in (made.path, made.path / "sub"):
+        folder.chmod(0o755)
+    one, other = made.path / "sub" / "a.txt", made.path / "b.txt"
+    one.rename(tmp_path / "c")
+    other.rename(one)
+    (tmp_path / "c").rename(other)
+    with pytest.raises(StoreError, match="sha256"):
+        store.find(tmp_path, RECIPE.id)
 
 
 def test_another_recipe_under_the_same_id_is_never_a_hit(tmp_path: Path) -> None:
@@ -283,10 +338,31 @@ def test_what_a_killed_process_left_is_swept_by_the_next(tmp_path: Path) -> None
     assert {path.name.split(".")[-2] for path in (tmp_path / "tmp").iterdir()} == {str(os.getpid()), "1"}
 
 
-def test_a_store_of_another_version_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "store.json").write_text('{"format": 99}')
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda root: store.publish(root, RECIPE, writing()),
+        lambda root: store.find(root, RECIPE.id),
+        lambda root: store.require(root, RECIPE.id),
+        lambda root: store.reject(root, RECIPE.id, "a test"),
+        lambda root: list(inventory.verify(root, [RECIPE.id])),
+        lambda root: inventory.listing(root),
+        lambda root: garbage.garbage(root),
+        lambda root: garbage.collect(root, []),
+        lambda root: garbage.sweep_dead(root),
+    ],
+    ids=["publish", "find", "require", "reject", "verify", "list", "garbage", "collect", "sweep"],
+)
+@pytest.mark.parametrize("version", ['{"format": 99}', "{", "[]"])
+def test_a_store_of_another_version_is_refused_and_left_as_it_is(
+    tmp_path: Path, act: Callable[[Path], object], version: str
+) -> None:
+    store.publish(tmp_path, RECIPE, writing())
+    (tmp_path / "store.json").write_text(version)
+    before = sorted(tmp_path.rglob("*"))
     with pytest.raises(StoreError, match="another version"):
-        store.publish(tmp_path, RECIPE, writing())
+        act(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_store_may_be_moved(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from conftest import flip
 from strata import garbage, store
+from strata.disk import write_atomically
 from strata.errors import SpaceError, StoreError
 from strata.recipe import Recipe
 from strata.sources import tree_sha256
@@ -73,6 +74,30 @@ def test_a_call_that_fails_is_told_and_nothing_torn_is_seen(tmp_path: Path, sysc
     assert told or number == 1
 
 
+@pytest.mark.parametrize("limit", [1, 100, 700, 4096, 8999, 9000, 12_000])
+def test_a_write_that_is_cut_short_is_told_and_nothing_torn_is_seen(tmp_path: Path, limit: int) -> None:
+    """No file may be longer than so many bytes: a write that crosses this ends early, and the next one fails."""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a.txt").write_text("x" * 9000)
+    recipe = Recipe("fetch", {"sha256": tree_sha256(tmp_path / "source", one_file=False)})
+    script = (
+        "import resource, sys; from strata import cli\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    job = ["--root", str(tmp_path), "fetch", recipe.canonical, "--location", str(tmp_path / "source")]
+    done = subprocess.run([sys.executable, "-B", "-c", script, *job], capture_output=True, text=True)
+    assert done.returncode == (0 if limit > 9000 else SpaceError.exit_code) or (limit, done.returncode) == (9000, 0)
+    found = store.find(tmp_path, recipe.id)
+    assert (found is not None) == (done.returncode == 0)
+    if found is None:
+        assert "Traceback" not in done.stderr and "where:" in done.stderr
+        assert not list((tmp_path / "tmp").glob("*"))
+    again = subprocess.run([sys.executable, "-m", "strata", *job], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    store.verify(store.require(tmp_path, recipe.id))
+
+
 class Machine(RuleBasedStateMachine):
     """A store beside a model of it: what was published, by number, and which numbers a root keeps."""
 
@@ -126,7 +151,7 @@ class Machine(RuleBasedStateMachine):
     @rule(numbers=st.sets(st.integers(0, 3)))
     def keep(self, numbers: set[int]) -> None:
         ids = [self.recipe(number).id for number in sorted(numbers)]
-        store.write_atomically(self.root / "roots" / "config.json", store.encode({"files": [], "ids": ids}))
+        write_atomically(self.root / "roots" / "config.json", store.encode({"files": [], "ids": ids}))
         self.kept = numbers
 
     @rule()

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 from conftest import REPOSITORY, flip, read_json, store_model, tree_sha256
 from models import save_model
 from strata import rows, store, tokens
+from strata.disk import file_sha256
 from strata.errors import StoreError, TrainingError
 from strata.recipe import Recipe
 from strata.sources import FILES, fetch
@@ -78,7 +79,7 @@ def test_every_token_of_every_document_is_there_and_one_end_behind_each(tokenize
     expected = {"format": "text", "documents": 3, "tokens": size + 3, "targets": size + 3, "bytes": size}
     assert {key: made.facts[key] for key in expected} == expected
     assert (found.format, found.vocabulary, found.loss, found.template) == ("text", 258, None, None)
-    assert found.tokenizer == store.file_sha256(llama / "tokenizer.json") == made.facts["tokenizer"]
+    assert found.tokenizer == file_sha256(llama / "tokenizer.json") == made.facts["tokenizer"]
     assert (found.ids.dtype, found.documents.dtype, found.documents[-1]) == (np.dtype("<u2"), np.int64, len(found.ids))
     assert made.facts["dropped"] == {}
     assert not (made.path / "loss.bin").exists()

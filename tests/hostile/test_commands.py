@@ -47,7 +47,7 @@ def test_a_source_that_lies_nowhere_is_not_the_folder_one_is_in(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     text = Recipe("fetch", {"sha256": "0" * 64}).canonical
-    refused(tmp_path / "results", 4, ["where this local source lies", "give --location"], "fetch", text)
+    refused(tmp_path / "results", 4, ["where this local source lies", "--location"], "fetch", text)
 
 
 def slices(model: str = "MODEL", layers: object = (0, 2)) -> str:

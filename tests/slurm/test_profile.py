@@ -15,7 +15,7 @@ from conftest import REPOSITORY, write_experiment
 from strata.config import Shape
 from strata.job import Job
 from strata.recipe import Recipe
-from strata.resources import request
+from strata.resources import DAY, request
 
 
 def without_sbatch(folder: Path) -> str:
@@ -82,7 +82,9 @@ def test_without_sbatch_a_real_run_ends_at_once_with_our_message(clone: Path) ->
 
 
 def job(operation: str, size: Shape) -> Job:
-    parameters = {"device": "cuda", "numerics": {"dtype": "bfloat16"}} if operation == "evaluate" else {}
+    parameters = (
+        {"device": "cuda", "numerics": {"dtype": "bfloat16"}, "tasks": {"t": {}}} if operation == "evaluate" else {}
+    )
     return Job(Recipe(operation, parameters), size)
 
 
@@ -94,7 +96,22 @@ def test_every_attempt_asks_for_more() -> None:
         first, second, third = (request(job(operation, SOLAR), attempt) for attempt in (1, 2, 3))
         assert first.mem_mb < second.mem_mb < third.mem_mb
         assert first.runtime < second.runtime < third.runtime
+        assert first.disk_mb < second.disk_mb < third.disk_mb
         assert first.gpu == second.gpu == third.gpu
+
+
+def test_more_tasks_ask_for_more_time() -> None:
+    one, three = (
+        Job(Recipe("evaluate", job("evaluate", SOLAR).recipe.parameters | {"tasks": tasks}), SOLAR)
+        for tasks in ({"a": {}}, {"a": {}, "b": {}, "c": {}})
+    )
+    assert request(three).runtime > 2 * request(one).runtime
+    assert request(three).mem_mb == request(one).mem_mb
+
+
+def test_what_goes_on_asks_for_a_day_at_most_and_what_would_begin_anew_for_all_it_takes() -> None:
+    huge = SOLAR.model_copy(update={"bytes": 10**12})
+    assert request(job("evaluate", huge)).runtime == DAY < request(job("init", huge)).runtime
 
 
 def test_memory_holds_the_weights_and_a_merge_holds_none() -> None:

@@ -27,20 +27,20 @@ TRAINED: dict[str, Any] = {
     "length": 4_096, "batch": 16, "micro_batch": 1, "dtype": "bfloat16", "device": "cuda", "activation_checkpointing": True,
 }  # fmt: skip
 PARAMETERS: dict[str, dict[str, Any]] = {
-    "init": {}, "merge": {}, "tokenize": {}, "encode": {},
+    "init": {}, "merge": {}, "tokenize": {}, "encode": {"tasks": {"one": {}}},
     "analyze": {"dtype": "bfloat16", "device": "cuda"},
     "reference": {"dtype": "bfloat16", "device": "cuda", "length": 4_096},
     "pretrain": TRAINED | {"tokens": 1_000_000_000},
     "sft": TRAINED | {"epochs": 3},
     "dpo": TRAINED | {"epochs": 1},
-    "evaluate": {"device": "cuda", "numerics": {"dtype": "bfloat16"}},
+    "evaluate": {"device": "cuda", "numerics": {"dtype": "bfloat16"}, "tasks": {"one": {}}},
 }  # fmt: skip
 
 
 def job(operation: str, size: Shape) -> Job:
     """A job on GPUs; training on 8, and a 70B's on 16 of two nodes."""
     if operation in ("tokenize", "encode"):
-        return Job(Recipe(operation, {}))
+        return Job(Recipe(operation, PARAMETERS[operation]))
     if operation not in TRAINING:
         return Job(Recipe(operation, PARAMETERS[operation]), size)
     large = size.parameters > 5e10

@@ -53,8 +53,8 @@ def test_on_a_cpu_each_rule_asks_for_one_task_with_threads_memory_and_time(tmp_p
         "pretrain": f"-t 30 --mem 3003 {train}",
         "sft": f"-t 31 --mem 3030 {train}",
         "dpo": f"-t 31 --mem 3058 {train}",
-        "encode": f"-t 60 --mem 3000 {ask}=2",
-        "evaluate": f"-t 60 --mem 3000 {ask}=4",
+        "encode": f"-t 80 --mem 3000 {ask}=2",
+        "evaluate": f"-t 100 --mem 3000 {ask}=4",
     }
 
 
@@ -72,8 +72,8 @@ def test_on_gpus_only_what_runs_a_model_asks_for_them_and_two_nodes_for_the_same
         "pretrain": "-t 30 --mem 3000 --nodes=1 --requeue --cpus-per-task=4 --signal=TERM@300 --gpus=1",
         "sft": "-t 30 --mem 24000 --nodes=1 --requeue --cpus-per-task=32 --signal=TERM@300 --gpus=8",
         "dpo": "-t 30 --mem 24000 --nodes=2 --requeue --ntasks-per-node=8 --cpus-per-task=4 --signal=TERM@300 --gres=gpu:8",
-        "encode": f"-t 60 --mem 3000 {ask}=2",
-        "evaluate": f"-t 60 --mem 3000 {gpu}",
+        "encode": f"-t 80 --mem 3000 {ask}=2",
+        "evaluate": f"-t 100 --mem 3000 {gpu}",
     }
 
 

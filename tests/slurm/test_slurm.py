@@ -62,11 +62,8 @@ def with_training(folder: Path, tokens: int = TOKENS, seed: int = 1, more: str =
     return f"results/checkpoints/{id}.json"
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
-    """An experiment with a base, a merge and tokens made, so that what is left of a training is one job; and what that
-    training comes to if nothing disturbs it."""
-    folder = write_experiment(tmp_path_factory.mktemp("prepared"), llama, VARIANTS)
+def with_diary(folder: Path) -> Path:
+    """Add something to learn from to the experiment in `folder`."""
     (folder / "diary").mkdir()
     for day in range(3):
         text = " ".join(f"On day {day} I counted {n * 3} ants." for n in range(60))
@@ -74,6 +71,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
     source = f"  diary: {{path: {folder / 'diary'}, sha256: {tree_sha256(folder / 'diary')}}}\n"
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text.replace("variants:", f"{source}variants:", 1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
+    """An experiment with a base, a merge and tokens made, so that what is left of a training is one job; and what that
+    training comes to if nothing disturbs it."""
+    folder = with_diary(write_experiment(tmp_path_factory.mktemp("prepared"), llama, VARIANTS))
     target = with_training(folder)
     done = snakemake(folder, target, "--configfile", "config.yaml", "long.yaml", *ONE_THREAD)
     assert done.returncode == 0, done.stdout
@@ -104,7 +109,7 @@ def start(folder: Path, *arguments: str, profile: Path = REPOSITORY / "slurm") -
     ]
     run = subprocess.Popen(
         command, cwd=folder, env=os.environ | {"STRATA_SNAPSHOT_SECONDS": "1"}, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
+        stderr=subprocess.STDOUT, text=True, preexec_fn=interruptible,
     )  # fmt: skip
     RUNS.append(run)
     return run
@@ -130,6 +135,11 @@ def steps(folder: Path) -> list[int]:
     """The steps of the long training that its log has."""
     logs = folder.glob("results/training/*/log.jsonl")
     return [json.loads(line)["step"] for log in logs for line in log.read_text().splitlines() if '"step"' in line]
+
+
+def interruptible() -> None:
+    """As started from a terminal: what runs in the background of a script ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def until_it_trains(folder: Path, run: subprocess.Popen[str]) -> None:
@@ -163,8 +173,11 @@ def preempt() -> None:
 def test_a_whole_experiment_runs_and_three_jobs_of_one_gpu_share_two_gpus(
     idle: Path, tmp_path: Path, llama: Path
 ) -> None:
-    folder = write_experiment(tmp_path, llama, VARIANTS)
-    run = start(folder, "all", "--set-resources", "evaluate:gpu=1")
+    """Everything from nothing: sources, a base, merges, tokens, a trained variant, scores and the report."""
+    folder = with_diary(write_experiment(tmp_path, llama, VARIANTS))
+    trained = with_training(folder, 1_280)
+    files = ("--configfile", "config.yaml", "long.yaml")
+    run = start(folder, "all", "--set-resources", "evaluate:gpu=1", *files)
     most, waited = 0, False
     while run.poll() is None:
         rows = [line.split("|") for line in told("squeue", "-h", "-o", "%T|%r|%k").splitlines()]
@@ -174,8 +187,9 @@ def test_a_whole_experiment_runs_and_three_jobs_of_one_gpu_share_two_gpus(
         time.sleep(0.2)
     end(run)
     assert most == 2 and waited
-    assert (folder / "results/report/report.html").exists()
-    assert strata(folder, "verify").returncode == 0
+    assert (folder / "results/report/report.html").exists() and (folder / trained).exists()
+    assert "\nlong," in (folder / "results/report/scores.csv").read_text()
+    assert strata(folder, "verify", *files).returncode == 0
 
 
 def test_a_job_that_is_preempted_and_queued_again_ends_with_the_same_result(idle: Path, folder: Path) -> None:
@@ -241,7 +255,7 @@ def test_the_controller_may_restart(idle: Path, folder: Path) -> None:
     run = train(folder)
     until_it_trains(folder, run)
     stop(idle / "slurmctld.pid")
-    time.sleep(5)
+    time.sleep(40)  # longer than the job takes, and than the plugin and the watch wait between two looks
     start_controller("-R")
     assert "Trying to restart" not in end(run)
     same(folder)
@@ -289,6 +303,25 @@ def is_told_to_end(process: int) -> bool:
     return bool(pending >> (signal.SIGTERM - 1) & 1) or not fields["State"].startswith("T")
 
 
+def test_a_job_that_is_cancelled_is_tried_again(idle: Path, folder: Path) -> None:
+    run = train(folder)
+    until_it_trains(folder, run)
+    told("scancel", job())
+    output = end(run)
+    assert "CANCELLED" in output and "Trying to restart" in output
+    same(folder)
+
+
+def test_ctrl_c_cancels_what_runs_and_the_next_run_goes_on(idle: Path, folder: Path) -> None:
+    run = train(folder)
+    until_it_trains(folder, run)
+    run.send_signal(signal.SIGINT)
+    end(run, 1)
+    wait_for(lambda: not told("squeue", "-h", "-t", "RUNNING,PENDING"), "empty queue", 60)
+    end(train(folder))
+    same(folder)
+
+
 def test_a_job_that_is_cancelled_fails_and_the_next_run_goes_on(idle: Path, folder: Path) -> None:
     run = train(folder, "--retries", "0")
     until_it_trains(folder, run)
@@ -316,7 +349,13 @@ def test_two_processes_on_two_nodes_train_what_two_on_one_do(idle: Path, folder:
     made = []
     for nodes in (1, 2):
         target = with_training(folder, 1_280, 5, f", processes: 2, nodes: {nodes}")
-        end(start(folder, target, "--configfile", "config.yaml", "long.yaml"))
+        run = start(folder, target, "--configfile", "config.yaml", "long.yaml")
+        steps_on = set[str]()
+        while run.poll() is None:
+            steps_on |= set(told("squeue", "-h", "-s", "-o", "%N").split())
+            time.sleep(0.2)
+        end(run)
+        assert ("n[0-1]" in steps_on) == (nodes == 2), steps_on
         made.append(read_json(folder / target)["digest"])
         checkpoint = folder / target.removesuffix(".json")
         shutil.move(checkpoint, folder / f"on-{nodes}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -40,12 +42,12 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     return Cluster(tmp_path)
 
 
-def watch(cluster: Cluster, *rows: str) -> None:
+def watch(cluster: Cluster, *rows: str, stranded: Sequence[str] = ("PREEMPTED",)) -> None:
     """Four looks at a run whose jobs come to these states, as the thread takes them."""
     done = {job.id for job in slurm.jobs(cluster.folder)}
     cluster.has(*rows)
     for _ in range(4):
-        refusal = slurm._look(cluster.folder, done, cluster.told.append)
+        refusal = slurm._look(cluster.folder, stranded, done, cluster.told.append)
         if refusal is not None:
             cluster.ended.append(refusal)
             return
@@ -66,6 +68,49 @@ def test_where_slurm_refuses_the_run_ends_once_with_the_reason(cluster: Cluster)
     watch(cluster, PREEMPTED)
     (error,) = cluster.ended
     assert error.exit_code == 9 and "rule pretrain" in str(error) and "PREEMPTED; scontrol: no" in str(error)
+
+
+def test_while_the_controller_is_away_it_is_asked_again(cluster: Cluster) -> None:
+    cluster.has()
+    away = "slurm_requeue error: Unable to contact slurm controller (connect failure)"
+    count = 'n=$(wc -l < "$0.asked" 2> /dev/null || echo 0); echo >> "$0.asked"'
+    (cluster.folder / "scontrol").write_text(
+        f'#!/bin/sh\n{count}\n[ "$n" -ge 2 ] || {{ echo "{away}" >&2; exit 1; }}\n'
+    )
+    watch(cluster, PREEMPTED)
+    assert not cluster.ended and "is queued again" in cluster.told[0]
+
+
+def test_a_job_that_lost_its_node_has_failed_where_the_plugin_takes_it_so(cluster: Cluster) -> None:
+    lost = PREEMPTED.replace("PREEMPTED", "NODE_FAIL")
+    cluster.has()
+    watch(cluster, lost)
+    assert not cluster.asked()
+    watch(cluster, lost, stranded=("PREEMPTED", "NODE_FAIL"))
+    assert not cluster.asked()  # it is an earlier run's by now
+    cluster.has()
+    watch(cluster, lost, stranded=("PREEMPTED", "NODE_FAIL"))
+    assert "requeue 7" in cluster.asked()
+
+
+@pytest.mark.parametrize(
+    ("age", "has_sacct", "is_well"),
+    [
+        (300, False, True),
+        (180, False, True),
+        (120, True, False),
+        (120, False, False),
+        (40, True, True),
+        (40, False, False),
+    ],
+)
+def test_a_slurm_that_forgets_jobs_too_soon_is_refused(
+    cluster: Cluster, age: int, has_sacct: bool, is_well: bool
+) -> None:
+    """Below three times its first look, 15 seconds, the plugin asks sacct by itself."""
+    (cluster.folder / "scontrol").write_text(f'#!/bin/sh\necho "MinJobAge               = {age} sec"\n')
+    with nullcontext() if is_well else pytest.raises(ClusterError, match=f"got: +{age}"):
+        slurm.check_job_age(has_sacct, 15)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +146,7 @@ def test_jobs_of_an_earlier_run_of_other_folders_and_of_other_programs_are_left_
 def test_the_watch_looks_by_itself_and_ends_with_the_run(cluster: Cluster) -> None:
     cluster.has()
     (cluster.folder / "refuses").touch()
-    slurm.watch(cluster.folder, cluster.told.append, cluster.ended.append)
+    slurm.watch(cluster.folder, True, cluster.told.append, cluster.ended.append)
     cluster.has(PREEMPTED)
     until = time.monotonic() + 60
     while not cluster.ended and time.monotonic() < until:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,9 @@ def test_a_run_that_goes_on_drops_the_lines_of_steps_that_run_again(tmp_path: Pa
 
 def test_what_one_that_was_killed_left_of_its_rewriting_is_removed(tmp_path: Path) -> None:
     written(tmp_path, 1, 2)
-    (tmp_path / ".log.jsonl.7.0123").write_text("half")
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    (tmp_path / f".log.jsonl.{socket.gethostname()}.{dead.pid}.01234567").write_text("half")
     written(tmp_path, 2, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import socket
 import subprocess
 from pathlib import Path
@@ -13,8 +14,8 @@ import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemWriter
 
-from strata import store
-from strata.errors import SpaceError
+from strata.disk import disk_errors
+from strata.errors import SpaceError, TrainingError
 from strata.train import snapshots
 from strata.train.parallel import Ranks
 
@@ -36,6 +37,23 @@ def test_a_snapshot_gives_back_state_and_tensors(tmp_path: Path) -> None:
     tensors = {"a": torch.zeros(5)}
     snapshots.load(found, tensors)
     assert tensors["a"].tolist() == [3.0] * 5
+
+
+def test_metadata_that_would_run_something_is_not_opened(tmp_path: Path) -> None:
+    """It is a pickle; and whoever can write it can write its checksum, too."""
+    save(tmp_path, 3)
+    found = snapshots.newest(tmp_path, "this", ALONE)
+    assert found is not None
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    for bad in (pickle.dumps(Evil()), b"", b"\x80"):
+        (found.path / ".metadata").write_bytes(bad)
+        with pytest.raises(TrainingError, match="not what torch writes"):
+            snapshots.load(found, {"a": torch.zeros(5)})
+    assert not (tmp_path / "ran").exists()
 
 
 def test_the_two_newest_stay(tmp_path: Path) -> None:
@@ -76,6 +94,6 @@ def test_a_full_disk_is_told_as_such_and_leaves_the_snapshot_before(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(FileSystemWriter, "write_data", full)
-    with pytest.raises(SpaceError, match="the disk is full"), store.disk_errors(tmp_path):
+    with pytest.raises(SpaceError, match="the disk is full"), disk_errors(tmp_path):
         save(tmp_path, 7)
     assert steps(tmp_path) == [3]

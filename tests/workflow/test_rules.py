@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import REPOSITORY, snakemake, write_experiment
+from conftest import REPOSITORY, snakemake, tree_sha256, write_experiment
 
 RULES = {
     path.name: path.read_text()
@@ -102,7 +103,7 @@ def test_only_rules_know_snakemake() -> None:
 
 
 ORDER = [
-    {"errors", "scratch"}, {"jsonfile", "document", "plan", "progress", "records", "slots", "slurm"}, {"lease"},
+    {"errors", "scratch"}, {"jsonfile", "document", "plan", "progress", "records", "slots", "slurm", "disk"}, {"lease"},
     {"schema", "methods", "outline", "tensors", "recipe", "families", "modelfiles", "rows"},
     {"surgery", "training", "store", "relayer", "arithmetic", "lineage", "chat"},
     {"config", "checkpoint", "runs", "importance", "curves"}, {"foreign", "mergekit", "job", "architecture"},
@@ -113,7 +114,7 @@ ORDER = [
 ]  # fmt: skip
 WITHIN = {
     "train": [
-        {"schedule", "groups", "order", "parallel", "flops", "journal", "state"},
+        {"schedule", "groups", "order", "parallel", "flops", "journal", "state", "metadata"},
         {"batch", "packing", "snapshots", "sharding"}, {"learner"}, {"data", "objectives", "export"}, {"task"}, {"loop", "reference"},
         {"operation"},
     ],
@@ -221,3 +222,20 @@ def test_a_recipe_with_every_quote_reaches_its_job(tmp_path: Path) -> None:
 
     nasty = Recipe("fetch", {"package": "x==1", "file": "a'b\"c $(touch pwned) `d` {e} \\ é"})
     assert Recipe.from_json(json.loads(json.dumps(nasty.canonical))) == nasty
+
+
+def test_names_with_every_quote_go_through_snakemake_and_a_shell_as_they_are(tmp_path: Path, llama: Path) -> None:
+    """The folder of a source, and the pattern of its files, which its recipe has."""
+    folder = write_experiment(tmp_path, llama)
+    documents = (folder / "documents").rename(folder / 'it\'s "x" $(touch pwned) `touch pwned` {input} é')
+    pattern = "n'o\"t $(touch pwned) `touch pwned` {hash}.txt"
+    for name in ("ant", "bee", "cow"):
+        (documents / f"{name}.txt").rename(documents / f"{name} {pattern}")
+    pin = {"path": str(documents), "file": f"* {pattern}", "sha256": tree_sha256(documents)}
+    lines = (folder / "tiny.yaml").read_text().splitlines(keepends=True)
+    suite = (f"  notes: {json.dumps(pin)}\n" if line.startswith("  notes:") else line for line in lines)
+    (folder / "tiny.yaml").write_text("".join(suite))
+    run = snakemake(folder, "--until", "fetch")
+    assert run.returncode == 0, run.stdout
+    assert len(list((folder / "results/sources").glob(f"fetch-*/files/* {glob.escape(pattern)}"))) == 3
+    assert not list(folder.rglob("pwned"))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from conftest import VARIANTS, flip, read_json, snakemake, strata, write_experiment
 from models import save_model
+from strata.recipe import KINDS
 
 
 def jobs(output: str) -> dict[str, int]:
@@ -111,6 +114,35 @@ def test_a_moved_store_and_a_lost_history_rebuild_nothing(finished: Path) -> Non
     assert {p: p.stat().st_ino for p in (finished / "results" / "checkpoints").glob("*/*.safetensors")} == before
     moved = finished.rename(finished.with_name("elsewhere"))
     assert planned(moved) == {}
+
+
+def test_no_object_tells_where_it_was_made(finished_once: Path) -> None:
+    """A store may lie anywhere, and be read by anyone."""
+    for kind in sorted(set(KINDS.values())):
+        for file in (finished_once / "results" / kind).rglob("*"):
+            if file.is_file():
+                content = file.read_bytes()
+                assert str(finished_once).encode() not in content, file
+                assert socket.gethostname().encode() not in content or len(socket.gethostname()) < 6, file
+
+
+def test_two_workflows_share_a_store_at_the_same_time(tmp_path: Path, llama: Path) -> None:
+    """Each has a folder of its own; what both need is made once, and both come to an end."""
+    folders = [write_experiment(tmp_path / name, llama) for name in ("one", "two")]
+    change(folders[1], "stacked:", "doubled:")
+    for folder in folders:  # the same documents, so that both need the same
+        text = (folder / "tiny.yaml").read_text()
+        (folder / "tiny.yaml").write_text(text.replace(str(folder / "documents"), str(tmp_path / "one" / "documents")))
+        (tmp_path / "store").mkdir(exist_ok=True)
+        (folder / "results").symlink_to(tmp_path / "store")
+    with ThreadPoolExecutor() as pool:
+        runs = list(pool.map(snakemake, folders))
+    assert [run.returncode for run in runs] == [0, 0], "".join(run.stdout for run in runs)
+    store = tmp_path / "store"
+    assert len(list((store / "checkpoints").glob("*.json"))) == 3 and not list(store.glob("quarantine/*"))
+    assert not list((store / "tmp").iterdir()) and not list((store / "leases").iterdir())
+    assert strata(folders[0], "store", "verify").returncode == 0
+    assert all(planned(folder) in ({}, {"links": 1, "report": 1}) for folder in folders)
 
 
 def test_one_variant_alone(tmp_path: Path, llama: Path, finished_once: Path) -> None:

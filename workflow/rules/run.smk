@@ -1,4 +1,5 @@
 # The beginning and the end of a run: what it keeps from garbage collection, its watch over Slurm, its last words.
+import logging
 import os
 import shutil
 import signal
@@ -8,23 +9,31 @@ import time
 
 from strata.errors import ClusterError
 from strata.garbage import mark, sweep_dead
-from strata.slurm import watch
+from strata.slurm import check_job_age, watch
 
 STARTED = time.time()
 ENDED_BY, LAST_LOOKS = [], []
+
+# Under --verbose, Slurm's plugin writes the whole environment of a job into its log, with every token in it.
+logging.getLogger("snakemake.logging").addFilter(lambda record: not str(record.msg).startswith("environment: "))
 
 
 def keep_what_is_needed():
     """Clear away what dead runs left. Keep what this run needs from `strata store gc`; then see that what it builds on
     has not just been collected."""
-    sweep_dead(RESULTS)
-    mark(RESULTS, CONFIG_FILES, EXPERIMENT)
+    try:
+        sweep_dead(RESULTS)
+        mark(RESULTS, CONFIG_FILES, EXPERIMENT)
+    except StrataError as error:
+        refuse(error)
     refuse_if_gone()
 
 
 def require_scheduler():
-    """Refuse a run on Slurm where there is no Slurm, before anything is submitted."""
-    if workflow.executor_plugin.name == "slurm" and shutil.which("sbatch") is None:
+    """Refuse a run on Slurm where there is no Slurm, or one that forgets jobs, before anything is submitted."""
+    if workflow.executor_plugin.name != "slurm":
+        return
+    if shutil.which("sbatch") is None:
         refuse(
             ClusterError(
                 "this profile submits to Slurm, and there is no `sbatch` on this machine",
@@ -33,6 +42,20 @@ def require_scheduler():
                 todo="run it on a login node of the cluster, or without `--profile slurm`",
             )
         )
+    if not keeps_accounts():
+        forget_sacct()
+    settings = workflow.executor_settings
+    try:
+        if settings.status_command == "squeue":
+            check_job_age(keeps_accounts(), settings.init_seconds_before_status_checks)
+    except ClusterError as error:
+        refuse(error)
+
+
+def keeps_accounts():
+    """Whether Slurm's accounting can be asked."""
+    ask = ["sacct", "-n", "-X", "--name", "none"]
+    return bool(shutil.which("sacct")) and not subprocess.run(ask, capture_output=True, check=False).returncode
 
 
 def watch_cluster():
@@ -45,10 +68,8 @@ def watch_cluster():
 
     if workflow.executor_plugin.name == "slurm":
         signal.signal(signal.SIGUSR2, signal.default_int_handler)
-        ask = ["sacct", "-n", "-X", "--name", "none"]
-        if shutil.which("sacct") and subprocess.run(ask, capture_output=True, check=False).returncode:
-            forget_sacct()
-        LAST_LOOKS.append(watch(Path.cwd(), lambda text: print(text, file=sys.stderr), end))
+        requeues = workflow.executor_settings.requeue
+        LAST_LOOKS.append(watch(Path.cwd(), requeues, lambda text: print(text, file=sys.stderr), end))
 
 
 def forget_sacct():

@@ -50,7 +50,10 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
         influence, angular = _measure(model, documents, progress)
     if not all(map(math.isfinite, (*influence, *(value for row in angular for value in row)))):
         raise EvaluationError(
-            "hidden states are not numbers", where=checkpoint.path, todo="the model overflows: try `dtype: float32`"
+            "hidden states are not numbers",
+            where=checkpoint.path,
+            got="NaN or infinity",
+            todo="the model overflows: try `dtype: float32`",
         )
     counts = {"tokens": sum(map(len, documents)), "documents": len(documents)}
     measured = {
@@ -82,7 +85,7 @@ def _tokens(checkpoint: Object, texts: dict[str, str], documents: int, tokens: i
             chosen.append(ids)
     if len(chosen) < documents:
         raise EvaluationError(
-            "too few documents", expected=f"{documents} of at least {SHORTEST} tokens",
+            "too few documents", where="`calibration`", expected=f"{documents} of at least {SHORTEST} tokens",
             got=f"{len(chosen)} of {len(texts)}", todo="lower `documents`, or use a source of more texts",
         )  # fmt: skip
     return chosen

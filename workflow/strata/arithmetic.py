@@ -113,5 +113,5 @@ def _read(handle: int, tensor: Tensor, begin: int, count: int) -> Any:
     wanted = min(CHUNK, count - begin) * dtype.itemsize
     buffer = bytearray(wanted)
     if os.preadv(handle, [buffer], tensor.begin + begin * dtype.itemsize) != wanted:
-        raise CheckpointError("the file ended early", where=f"tensor {tensor.name}")
+        raise CheckpointError("the file ended early", where=f"tensor {tensor.name}", expected=f"{wanted} bytes")
     return torch.frombuffer(buffer, dtype=dtype)

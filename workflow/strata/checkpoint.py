@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from strata import families, store
+from strata.disk import file_sha256
 from strata.errors import CheckpointError, StoreError
 from strata.plan import Layer, Plan, inserted, seams
 from strata.recipe import TRAINING, canonical
-from strata.store import Built, Object, file_sha256
+from strata.store import Built, Object
 from strata.tensors import Header, Spec, Tensor, encode_header, plan_header, read_header, write_at
 
 _CHUNK = 4 << 20  # bytes hashed at a time

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from strata import progress
-from strata.errors import Preempted, SpaceError, StoreError, StrataError, UsageError
+from strata.errors import Preempted, SpaceError, StrataError, UsageError
 from strata.recipe import KINDS
 
 OPERATIONS = tuple(KINDS)
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except OSError as error:
-        _say(f"error: {error.strerror}\n  where:    {error.filename}\n  do:       see that this path can be used")
+        _say(f"error: {SpaceError('a path cannot be used', where=error.filename, got=error.strerror)}")
         return SpaceError.exit_code
     except Exception as error:
         import traceback
@@ -213,17 +213,23 @@ def _redo(options: argparse.Namespace) -> None:
     experiment = _experiment(options)
     status.variant_of(experiment, options.name)
     if options.root != Path("results"):
-        raise UsageError("redo builds in `results` alone", got=options.root, todo="run it in the folder above")
+        raise UsageError(
+            "redo builds in `results` alone", where="--root", got=options.root, todo="run it in the folder above"
+        )
     if any(Path(".snakemake/locks").glob("*")):
         raise UsageError(
             "snakemake is running here, or was killed", where=Path(".snakemake/locks").absolute(),
+            expected="no lock",
             todo="wait for it, or run `snakemake --unlock`",
         )  # fmt: skip
     jobs = (experiment.variants[options.name].job, *experiment.variants[options.name].evaluations)
     begun = home(options.root, jobs[0].id).exists() or status.outdated(options.root, experiment.variants[options.name])
     if not begun and all(status.state(options.root, job) == "missing" for job in jobs):
         raise UsageError(
-            "nothing to redo: it has not been built", got=options.name, todo="build it with snakemake, see the README"
+            "nothing to redo: it has not been built",
+            where=options.root,
+            got=options.name,
+            todo="build it with snakemake, see the README",
         )
     moved = status.reject_variant(options.root, experiment, options.name, "strata redo")
     snakefile = str(Path(__file__).parents[2] / "Snakefile")
@@ -234,7 +240,7 @@ def _redo(options: argparse.Namespace) -> None:
         for id, (place, _) in moved.items():
             store.restore(options.root, id, place)
         raise UsageError(
-            "the rebuild failed, and what was there before is back", got=f"snakemake exited with {code}",
+            "the rebuild failed, and what was there before is back", where=goal, got=f"snakemake exited with {code}",
             todo="see its messages above",
         )  # fmt: skip
     for id, (_, before) in moved.items():
@@ -279,9 +285,11 @@ def _say_verified(root: Path, ids: Iterable[str]) -> None:
     for id, said, error in inventory.verify(root, ids):
         print(f"{id}  {said}")
         if error:
-            broken.append(str(error))
+            broken.append(error)
+    for error in broken[1:]:
+        _say(f"error: {error}")
     if broken:
-        raise StoreError("\n".join(broken), todo="run snakemake: it builds them again")
+        raise broken[0]
 
 
 def _store(options: argparse.Namespace) -> None:
@@ -298,10 +306,7 @@ def _store(options: argparse.Namespace) -> None:
         case "roots":
             print(inventory.roots(options.root))
         case "gc":
-            from strata import garbage
-
-            garbage.mark(options.root, _files(options), _experiment(options))
-            print(inventory.collect(options.root, options.days, options.delete))
+            print(inventory.collect(options.root, options.days, options.delete, _experiment(options).jobs))
 
 
 def _pin(options: argparse.Namespace) -> None:

@@ -255,5 +255,6 @@ def _refuse_code(document: Document) -> None:
         raise ConfigError(
             "`__use_yte__` makes a config run code",
             where=document.where(("__use_yte__",)),
+            expected="values",
             todo="write the values out; templating is not supported",
         )

@@ -88,6 +88,7 @@ def read(file: Path) -> Document:
         raise ConfigError(
             "a hub token stands in this file",
             where=f"{file}:{text.count(chr(10), 0, token.start()) + 1}",
+            expected="no secret in a config: it is read, logged and shared",
             todo="remove and revoke it; set HF_TOKEN in the environment instead",
         )
     try:
@@ -111,7 +112,9 @@ def read(file: Path) -> Document:
     try:
         return Document(_build(root, (), file, marks), marks)
     except RecursionError:
-        raise ConfigError("an alias inside its own anchor", where=file, todo="write the values out") from None
+        raise ConfigError(
+            "an alias inside its own anchor", where=file, expected="values", todo="write the values out"
+        ) from None
 
 
 def overlay(below: Document, above: Document) -> Document:
@@ -154,7 +157,7 @@ def _pairs(node: yaml.MappingNode, path: Key, file: Path, marks: dict[Key, Mark]
         line = key_node.start_mark.line + 1
         where = f"{file}:{line}" + (f", {dotted(path)}" if path else "")
         if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == _TAG + "merge":
-            raise ConfigError("only plain keys are allowed", where=where, todo="write the keys out")
+            raise ConfigError("only plain keys are allowed", where=where, got=key_node.tag, todo="write the keys out")
         key = _scalar(key_node, where)
         if not isinstance(key, str):
             raise ConfigError(

@@ -27,16 +27,17 @@ class StrataError(Exception):
         what: one sentence.
         where: the file, tensor or config path.
         expected, got: the rule and the value that broke it.
-        todo: the next step for the user.
+        todo: the next step for the user; by default, that of its kind.
     """
 
     exit_code = 1
+    next_step = "report it, with the log"
 
     def __init__(
         self, what: str, *, where: object = "", expected: object = "", got: object = "", todo: str = ""
     ) -> None:
         self.what = what
-        self.details = {"where": where, "expected": expected, "got": got, "do": todo}
+        self.details = {"where": where, "expected": expected, "got": got, "do": todo or self.next_step}
         super().__init__(what)
 
     def __str__(self) -> str:
@@ -51,10 +52,12 @@ class StrataError(Exception):
 
 class UsageError(StrataError):
     exit_code = 2
+    next_step = "see `strata --help`, or the README"
 
 
 class ConfigError(StrataError):
     exit_code = 3
+    next_step = "change it there; workflow/schemas/config.md tells what may stand in a config"
 
 
 class PlanError(ConfigError):
@@ -67,14 +70,17 @@ class PlanError(ConfigError):
 
 class SourceError(StrataError):
     exit_code = 4
+    next_step = "mend the source or use another one, then `strata pin`"
 
 
 class CheckpointError(StrataError):
     exit_code = 5
+    next_step = "get the model again, or use another one: a model is used as it says it is, or not at all"
 
 
 class StoreError(StrataError):
     exit_code = 6
+    next_step = "run `strata store verify`, then the same command again"
 
 
 class NonDeterministic(StoreError):
@@ -83,18 +89,22 @@ class NonDeterministic(StoreError):
 
 class EvaluationError(StrataError):
     exit_code = 7
+    next_step = "mend the suite or its data, and run again"
 
 
 class SpaceError(StrataError):
     exit_code = 8
+    next_step = "make room there, or see that this path can be used, and run again"
 
 
 class ClusterError(StrataError):
     exit_code = 9
+    next_step = "see the README on Slurm, and the profile"
 
 
 class TrainingError(StrataError):
     exit_code = 10
+    next_step = "change the variant's settings or its data, and run again"
 
 
 class Preempted(StrataError):

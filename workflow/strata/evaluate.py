@@ -127,7 +127,7 @@ def _run(
     loaded = {"tasks": tasks, "groups": {}, "group_map": {}}
     results = lm_eval.evaluate(model, loaded, bootstrap_iters=0, log_samples=True)
     if results is None:
-        raise EvaluationError("lm-eval returned nothing", expected="results of rank 0")
+        raise EvaluationError("lm-eval returned nothing", where=checkpoint.path, expected="results of rank 0")
     return results
 
 

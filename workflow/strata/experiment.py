@@ -281,6 +281,7 @@ def _init(name: str, init: schema.Init, setting: Setting) -> Variant:
         raise SourceError(
             f"`{init.source}` has no shape",
             where=setting.document.where(("sources", init.source)),
+            expected="`shape`, as `strata pin` writes it",
             todo="run `strata pin`: it reads the shape from the file",
         )
     family = init.architecture or source.shape.family

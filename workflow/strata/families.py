@@ -277,7 +277,9 @@ def each_tensor(config: Config) -> Iterator[tuple[str, Shape]]:
     family, sizes = family_of(config), _dimensions(config)
     for key in _UNKNOWN_PARTS:
         if config.get(key):
-            raise CheckpointError("the model has parts that Strata does not know", where=f"config.json, {key}")
+            raise CheckpointError(
+                "the model has parts that Strata does not know", where=f"config.json, {key}", got=config[key]
+            )
     for name in family.norm:
         yield name, (sizes["hidden"],)
     for name, rows in zip(family.embed, ("vocab", "positions"), strict=False):

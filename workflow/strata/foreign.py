@@ -33,7 +33,9 @@ def open_model(file: Path) -> Checkpoint:
         for tensor in headers[shard.name].tensors:
             name = families.canonical_name(config["model_type"], tensor.name)
             if name in tensors:
-                raise CheckpointError("a tensor stands in two shards", where=f"{shard}, {tensor.name}")
+                raise CheckpointError(
+                    "a tensor stands in two shards", where=f"{shard}, {tensor.name}", got=tensors[name].file
+                )
             if name is not None:
                 tensors[name] = Stored(shard.name, tensor, "")
     family = families.family_of(config)
@@ -64,7 +66,10 @@ def _check_tied(home: Path, head: Stored, embedding: Stored) -> None:
             same = same and left.read(count) == right.read(count)
     if not same:
         raise CheckpointError(
-            "the head differs from the embedding it is tied to", where=home, todo="set tie_word_embeddings to false"
+            "the head differs from the embedding it is tied to",
+            where=home,
+            expected="the same bytes",
+            todo="set tie_word_embeddings to false",
         )
 
 

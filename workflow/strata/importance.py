@@ -67,7 +67,7 @@ def least_important(importance: Importance, count: int, by: str) -> tuple[int, .
     layers = importance.layers
     if not 1 <= count < layers:
         expected = f"1 to {layers - 1}: the parent has {layers} layers"
-        raise ConfigError("`count` is out of range", expected=expected, got=count)
+        raise ConfigError("`count` is out of range", where="merge", expected=expected, got=count)
     match by:
         case "block_influence":
             order = sorted(range(layers), key=lambda layer: (importance.block_influence[layer], -layer))
@@ -76,4 +76,4 @@ def least_important(importance: Importance, count: int, by: str) -> tuple[int, .
             starts = range(layers - count + 1)
             start = min(starts, key=lambda layer: (importance.angular_distance[layer][count - 1], -layer))
             return tuple(range(start, start + count))
-    raise ConfigError("unknown measure", expected="block_influence, angular_distance", got=by)
+    raise ConfigError("unknown measure", where="by", expected="block_influence, angular_distance", got=by)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from strata import checkpoint, garbage, store
@@ -51,7 +51,8 @@ def verify(root: Path, ids: Iterable[str]) -> Iterator[tuple[str, str, StoreErro
                 store.target(root, id).unlink(missing_ok=True)
             yield id, "ok" if found else "not built", None
         except StoreError as error:
-            store.reject(root, id, str(error))
+            place = store.reject(root, id, str(error))
+            error.details["do"] = f"run snakemake: it is built anew. What is damaged was moved to {place}"
             yield id, "DAMAGED, now in quarantine", error
 
 
@@ -64,11 +65,12 @@ def roots(root: Path) -> str:
     return "\n".join(lines) or "no roots: nothing here is kept"
 
 
-def collect(root: Path, days: float, delete: bool) -> str:
-    """What garbage there is that is so many days old, removed or not, and what else takes room."""
-    pieces = garbage.garbage(root, days)
+def collect(root: Path, days: float, delete: bool, keep: Collection[str]) -> str:
+    """What garbage there is that is so many days old, removed or not, and what else takes room. `keep`: ids that are
+    needed beside what the roots need."""
+    pieces = garbage.garbage(root, days, keep)
     if delete:
-        pieces = garbage.collect(root, pieces)
+        pieces = garbage.collect(root, pieces, keep)
     lines = [f"{piece.path.relative_to(root)}  {piece.bytes:,} bytes, {piece.age:.1f} days" for piece in pieces]
     total = sum(piece.bytes for piece in pieces)
     lines.append(

@@ -132,12 +132,11 @@ def sweep_lease(root: Path, id: str) -> None:
 
 
 def sweep_leases(root: Path) -> None:
-    """Remove what processes that are known to be dead left of any lease: of what nobody makes again, nobody sweeps."""
+    """End the leases of processes that are known to be dead: of what nobody makes again, nobody sweeps."""
     own = _self()
     for folder in (root / "leases").glob("[!.]*"):
         if _is_gone(_owner(folder), own):
             _put_aside(folder)
-    sweep(root / "leases", ".*")
 
 
 def _put_aside(folder: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
 from strata import store
+from strata.disk import write_atomically
 from strata.errors import StoreError
 from strata.experiment import Experiment
+from strata.scratch import scratch_file
 
 FOLDER = "variants"
 DONE = f"{FOLDER}/.links.json"  # name -> id, written when all links stand; it goes when the folder goes
@@ -27,7 +28,7 @@ def link_all(root: Path, experiment: Experiment) -> dict[str, str]:
             path.suffix == ".json" and _is_stale(path, experiment, name)
         ):
             path.unlink()
-    store.write_atomically(root / DONE, store.encode(names))
+    write_atomically(root / DONE, store.encode(names))
     return names
 
 
@@ -56,7 +57,7 @@ def link_one(root: Path, experiment: Experiment, name: str) -> dict[str, Any]:
         "evaluations": [job.id for job in variant.evaluations],
         "scores": scores,
     }
-    store.write_atomically(root / FOLDER / f"{name}.json", store.encode(summary))
+    write_atomically(root / FOLDER / f"{name}.json", store.encode(summary))
     return summary
 
 
@@ -66,8 +67,13 @@ def _link(root: Path, name: str, id: str) -> None:
     if link.is_symlink() and os.readlink(link) == aim:
         return
     if link.is_dir() and not link.is_symlink():
-        raise StoreError("a folder stands where a variant's link belongs", where=link, todo="move it away")
+        raise StoreError(
+            "a folder stands where a variant's link belongs",
+            where=link,
+            expected="a link, or nothing",
+            todo="move it away",
+        )
     link.parent.mkdir(parents=True, exist_ok=True)
-    scratch = link.with_name(f".{name}.{secrets.token_hex(4)}")
+    scratch = scratch_file(link)
     scratch.symlink_to(aim)
     scratch.replace(link)

@@ -81,7 +81,7 @@ def check_device(device: str) -> None:
 
     if device == "cuda" and not torch.cuda.is_available():
         raise EvaluationError(
-            "no GPU here", expected="a CUDA device, as `device: cuda` says", got=f"torch {torch.__version__} sees none",
+            "no GPU here", where="here", expected="a CUDA device", got=f"torch {torch.__version__} sees none",
             todo="run on a machine with a GPU and torch for it, or set `device: cpu`",
         )  # fmt: skip
 

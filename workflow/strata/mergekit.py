@@ -130,7 +130,7 @@ def read_request(file: Path) -> Request:
     document = read(file)
     request = Request(validate(MergeFile, document), document)
     if (request.file.slices is None) == (request.file.models is None):
-        raise PlanError("give either `slices` or `models`", ()).at(document.where(()))
+        raise PlanError("give either `slices` or `models`", (), expected="one of them").at(document.where(()))
     source = request.file.tokenizer_source
     if source not in (None, "base", "union", *request.file.names):
         raise PlanError(

@@ -46,7 +46,12 @@ def weight_files(home: Path) -> dict[Path, set[str] | None]:
             if Path(name).name != name or not name.endswith(".safetensors") or not (home / name).is_file():
                 raise CheckpointError("the index names a shard that is not here", where=index, got=repr(name))
         if single.is_file() and single.name not in said:
-            raise CheckpointError("both an index and a single file", where=home, todo="remove one of them")
+            raise CheckpointError(
+                "both an index and a single file",
+                where=home,
+                got=f"{index.name}, {single.name}",
+                todo="remove one of them",
+            )
         return {_inside(home / name): said[name] for name in sorted(said)}
     if single.is_file():
         return {_inside(single): None}

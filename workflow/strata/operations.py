@@ -30,7 +30,8 @@ def run(root: Path, operation: str, text: str, location: str, processes: int, no
     expected = (operation, VERSIONS[operation])
     if (recipe.operation, recipe.version) != expected:
         raise UsageError(
-            "a recipe of another operation or version", expected=f"{expected[0]} version {expected[1]}",
+            "a recipe of another operation or version", where=recipe.id,
+            expected=f"{expected[0]} version {expected[1]}",
             got=f"{recipe.operation} version {recipe.version}",
             todo="run snakemake again: the code has changed since this job was planned",
         )  # fmt: skip

@@ -15,9 +15,9 @@ import yaml
 
 from strata import config as schema
 from strata import shapes, sources
+from strata.disk import disk_errors, write_atomically
 from strata.document import Document, Key, read
 from strata.errors import CheckpointError, ConfigError, SourceError
-from strata.store import disk_errors, write_atomically
 
 
 def pin(
@@ -79,7 +79,11 @@ def _measure(name: str, source: schema.AnySource, is_model: bool, again: bool) -
                 told = str(error.details["where"]).replace(str(folder), sources.name_of(entry, location), 1)
                 raise error.at(told) from None
             if shape is None:
-                raise SourceError(f"`{name}` holds no model", where=sources.name_of(entry, location))
+                raise SourceError(
+                    f"`{name}` holds no model",
+                    where=sources.name_of(entry, location),
+                    expected="config.json and weights",
+                )
             lacking["shape"] = "{" + ", ".join(f"{key}: {value}" for key, value in shape.items()) + "}"
     return lacking
 
@@ -104,7 +108,10 @@ def _rewrite(file: Path, document: Document, found: Mapping[str, Mapping[str, st
     if said != expected:
         lines = (f"{name}: {key}: {value}" for name, lacking in found.items() for key, value in lacking.items())
         raise ConfigError(
-            "this file cannot be edited safely", where=file, todo="write these yourself: " + "; ".join(lines)
+            "this file cannot be edited safely",
+            where=file,
+            expected="a block for each source",
+            todo="write these yourself: " + "; ".join(lines),
         )
     kept = raw[: len(raw) - len(raw.removeprefix("\ufeff"))]
     write_atomically(file, (kept + text).encode(), file.stat().st_mode & 0o777)

@@ -104,7 +104,13 @@ class Recipe:
         except (ValueError, KeyError, TypeError, RecursionError):
             known = False
         if not known:
-            raise UsageError("not a recipe", got=str(data)[:200], todo="recipes are written by the workflow")
+            raise UsageError(
+                "not a recipe",
+                where="the job's first argument",
+                expected="canonical JSON",
+                got=str(data)[:200],
+                todo="recipes are written by the workflow",
+            )
         return recipe
 
 
@@ -112,5 +118,5 @@ def kind_of(id: str) -> str:
     """The folder of an id. Raises UsageError for an id of no known operation."""
     operation = id.partition("-")[0]
     if operation not in KINDS:
-        raise UsageError("not an id", expected="<operation>-<32 hex>", got=repr(id))
+        raise UsageError("not an id", where="an id of the store", expected="<operation>-<32 hex>", got=repr(id))
     return KINDS[operation]

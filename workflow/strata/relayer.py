@@ -97,5 +97,7 @@ def _check_numbers(config: Config, in_place: bool) -> None:
     for key, tied in (("per_layer_config", True), ("scale_attn_by_inverse_layer_idx", not in_place)):
         if tied and config.get(key):
             raise CheckpointError(
-                "a layer of this model cannot be moved: its number matters", where=f"config.json, {key}"
+                "a layer of this model cannot be moved: its number matters",
+                where=f"config.json, {key}",
+                got=config[key],
             )

@@ -26,14 +26,16 @@ LIBRARIES_MB = {
 }  # resident before a weight is read
 MINUTES = {
     "fetch": 120, "init": 20, "analyze": 30, "merge": 20, "tokenize": 120, "reference": 30,
-    **dict.fromkeys(TRAINING, 30), "encode": 60, "evaluate": 60,
+    **dict.fromkeys(TRAINING, 30), "encode": 40, "evaluate": 20,
 }  # fmt: skip
+TASK_MINUTES = {"encode": 20, "evaluate": 40}  # for each of a group's tasks
 THREADS = {"fetch": 1, "init": 2, "encode": 2}  # 4 for the rest
 # Operations per second of a training step: half of what 2 cores do with a 0.2 B model in float32, and a tenth of what
 # an H100 can in bfloat16. An upper bound of the time, not a forecast.
 SPEED = {"cpu": 4e10, "cuda": 1e14}
 ROWS = 50_000  # of a source of rows, where the config does not say how many are used
-DAY = 1_440  # minutes: what takes longer is stopped, and goes on from its snapshot (the profile's `retries`)
+DAY = 1_440  # minutes: what takes longer is stopped, and the next attempt goes on from what it has (`retries`)
+NEVER = 365 * DAY  # for what would begin anew
 
 ACROSS = ("tasks", "tasks_per_node", "tasks_per_gpu", "cpus_per_task", "gres", "mpi")
 
@@ -57,17 +59,18 @@ class Request:
 
 
 def request(job: Job, attempt: int = 1) -> Request:
-    """What to ask for. Memory and time grow by half of the first request with every further attempt."""
+    """What to ask for. Memory, time and disk grow by half of the first request with every further attempt."""
     operation, parameters = job.recipe.operation, job.recipe.parameters
     size_mb = job.shape.bytes // MB if job.shape else 0
     uses_model = operation in ("analyze", "reference", "evaluate", *TRAINING)
-    minutes = MINUTES[operation] + size_mb // 200 + _training_minutes(job)
+    minutes = MINUTES[operation] + _task_minutes(job, size_mb) + _training_minutes(job)
     growth = 1 + 0.5 * (attempt - 1)
+    longest = DAY if operation in (*TRAINING, "evaluate") else NEVER
     return Request(
         threads=THREADS.get(operation, 4) * job.processes,
         mem_mb=round((LIBRARIES_MB[operation] * job.processes // job.nodes + _weights_mb(job)) * growth),
-        runtime=min(round(minutes * growth), DAY),
-        disk_mb=_disk_mb(job, size_mb),
+        runtime=min(round(minutes * growth), longest),
+        disk_mb=round(_disk_mb(job, size_mb) * growth),
         gpus=job.processes if uses_model and parameters["device"] == "cuda" else 0,
         processes=job.processes,
         nodes=job.nodes,
@@ -123,6 +126,13 @@ def _training_mb(job: Job, shape: Shape) -> int:
     vectors = 25 * (shape.hidden or 4_096) * layers * WIDTH[parameters["dtype"]]
     activations = tokens * (vectors + 16 * (shape.vocabulary or 50_000)) * job.processes // job.nodes
     return int(weights + 28 * trained + activations) // MB
+
+
+def _task_minutes(job: Job, size_mb: int) -> int:
+    """A model is read once for each task, or once in all; how many questions a task has is not known yet."""
+    operation = job.recipe.operation
+    tasks = len(job.recipe.parameters["tasks"]) if operation in TASK_MINUTES else 1
+    return tasks * (TASK_MINUTES.get(operation, 0) + size_mb // 200)
 
 
 def _training_minutes(job: Job) -> int:

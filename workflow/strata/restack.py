@@ -105,6 +105,7 @@ def _specs(
         if len(seen) > 1 or not seen.keys() <= DTYPES.keys():
             raise CheckpointError(
                 "the tensors are of several dtypes, or of one that cannot be used",
+                where="dtype",
                 expected=f"one of {', '.join(DTYPES)}",
                 got=", ".join(f"{code} ({name})" for code, name in seen.items()),
                 todo="say which the result shall have: `dtype: bfloat16`",

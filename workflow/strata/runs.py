@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from strata import store
+from strata.disk import write_atomically
 
 PACKAGES = ("torch", "transformers", "lm_eval", "safetensors", "gguf", "numpy", "snakemake")
 
@@ -44,7 +45,7 @@ def recorded(root: Path, id: str) -> Iterator[None]:
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "versions": _versions(),
     }
-    store.write_atomically(file, (json.dumps(record, indent=1) + "\n").encode())
+    write_atomically(file, (json.dumps(record, indent=1) + "\n").encode())
 
 
 class Cost(NamedTuple):

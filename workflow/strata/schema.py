@@ -81,7 +81,8 @@ def validate(schema: type[AnyModel], document: Document) -> AnyModel:
         if len(problems) == 1:
             raise problems[0] from None
         raise ConfigError(
-            f"{len(problems)} problems\n" + "\n".join(str(problem) for problem in problems[:10])
+            f"{len(problems)} problems\n" + "\n".join(str(problem) for problem in problems[:10]),
+            todo="mend each of them",
         ) from None
 
 
@@ -99,7 +100,9 @@ def _explain(item: ErrorDetails, document: Document) -> ConfigError:
             todo=f"write `{near[0]}`" if near else "remove it",
         )
     if kind == "missing":
-        return ConfigError(f"missing key `{path[-1]}`", where=document.where(path[:-1]), todo=f"add `{path[-1]}:`")
+        return ConfigError(
+            f"missing key `{path[-1]}`", where=document.where(path[:-1]), expected=f"`{path[-1]}:`", todo="add it"
+        )
     if item["loc"] and item["loc"][-1] == "[key]":
         return ConfigError(
             "not a valid name",

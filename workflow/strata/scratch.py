@@ -1,4 +1,4 @@
-"""Scratch: work in progress, in a folder whose name tells whose it is, and what the dead have left of such."""
+"""Scratch: work in progress, under a name that tells whose it is, and what the dead have left of such."""
 
 from __future__ import annotations
 
@@ -11,9 +11,18 @@ from pathlib import Path
 
 def scratch_folder(folder: Path, id: str) -> Path:
     """A new folder for work in progress, under a name that tells `sweep` whose it is."""
-    scratch = folder / f"{id}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+    scratch = folder / _name(id)
     scratch.mkdir(parents=True)
     return scratch
+
+
+def scratch_file(file: Path) -> Path:
+    """A hidden name beside a file, for what is to take its place."""
+    return file.with_name(_name(f".{file.name}"))
+
+
+def _name(id: str) -> str:
+    return f"{id}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
 
 
 def sweep(folder: Path, id: str) -> None:
@@ -21,7 +30,10 @@ def sweep(folder: Path, id: str) -> None:
     for path in folder.glob(f"{id}.{socket.gethostname()}.*") if folder.is_dir() else ():
         process = path.name.split(".")[-2]
         if process.isdigit() and not is_alive(int(process)):
-            shutil.rmtree(path, ignore_errors=True)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def is_alive(process: int) -> bool:

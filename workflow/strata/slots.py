@@ -1,7 +1,7 @@
 """Slots: which GPUs of this machine a job may use, so that jobs side by side have GPUs of their own.
 
-A job of a scheduler has been given its own already. Elsewhere a GPU is held by a lock on a file of its name in the
-machine's folder for temporary files, which ends with the process that holds it, however that ends.
+A GPU is held by a lock on a file of its name in the machine's folder for temporary files, which ends with the process
+that holds it, however that ends. So too within an allocation of a scheduler, where several jobs may run side by side.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ def gpus(count: int) -> Iterator[None]:
     Raises:
         ClusterError: this machine has fewer.
     """
-    if not count or "SLURM_JOB_ID" in os.environ:
+    if not count:
         yield
         return
     there = visible()
     if there and count > len(there):  # where there is none, whoever opens one says so
         raise ClusterError(
-            "a job asks for more GPUs than this machine has", expected=f"at most {len(there)}: {', '.join(there)}",
-            got=count, todo="set `processes` of the variant to what there is, or run it on a cluster",
+            "a job asks for more GPUs than this machine has", where=VISIBLE if VISIBLE in os.environ else "nvidia-smi",
+            expected=f"at most {len(there)}: {', '.join(there)}", got=count,
+            todo="set `processes` of the variant to what there is, or run it on a cluster",
         )  # fmt: skip
     with ExitStack() as held:
         if there:
@@ -71,7 +72,7 @@ def _held(stack: ExitStack, names: Sequence[str], count: int) -> list[str]:
         with ExitStack() as tried:
             mine: list[str] = []
             for name in names:
-                if len(mine) < count and _lock(tried, folder / re.sub(r"\W", "_", name)):
+                if len(mine) < count and _lock(tried, folder / _file(name)):
                     mine.append(name)
             if len(mine) == count:
                 stack.enter_context(tried.pop_all())
@@ -82,15 +83,26 @@ def _held(stack: ExitStack, names: Sequence[str], count: int) -> list[str]:
         time.sleep(LOOK)
 
 
+def _file(name: str) -> str:
+    """The name of a GPU's lock. Schedulers number GPUs anew for each job, and so a number is one of that job's."""
+    job = [os.environ.get(key, "") for key in ("SLURM_JOB_ID", "SLURM_STEP_ID")] if name.isdigit() else []
+    return re.sub(r"\W", "_", ".".join([*job, name]))
+
+
 def _lock(stack: ExitStack, file: Path) -> bool:
-    """Lock a file until the stack ends, unless another process has."""
+    """Lock a file until the stack ends, unless another process has. It is removed while it is still locked, so who has
+    opened it meanwhile sees that it is no longer the file of that name."""
     handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        is_it = file.stat().st_ino == os.fstat(handle).st_ino
+    except (BlockingIOError, FileNotFoundError):
+        is_it = False
+    if not is_it:
         os.close(handle)
         return False
     stack.callback(os.close, handle)
+    stack.callback(file.unlink, missing_ok=True)
     return True
 
 

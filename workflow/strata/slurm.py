@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,8 +18,9 @@ from pathlib import Path
 from strata.errors import ClusterError
 
 LOOK = 20.0  # seconds between two looks
-STRANDED = ("PREEMPTED", "NODE_FAIL")
+SEEN = 180  # seconds: the plugin looks at least as often
 FIELDS = ("JobID", "State", "exit_code", "Comment", "STDOUT", "WorkDir")
+AWAY = re.compile(r"unable to contact|timed out|connect failure|zero bytes|standby|no answer", re.IGNORECASE)
 KILLED = re.compile(r"exceeded (job )?memory limit|oom[-_]kill", re.IGNORECASE)  # slurmstepd's words in a job's log
 
 
@@ -34,10 +35,13 @@ class SlurmJob:
     log: Path
 
 
-def watch(folder: Path, say: Callable[[str], None], end: Callable[[ClusterError], None]) -> Callable[[], None]:
+def watch(
+    folder: Path, requeues: bool, say: Callable[[str], None], end: Callable[[ClusterError], None]
+) -> Callable[[], None]:
     """Look after the jobs that are submitted in a folder from now on, in a thread of its own.
 
     Args:
+        requeues: whether the plugin leaves a job that lost its node to Slurm; or else it has failed.
         say: told what the user should know.
         end: told why the run cannot go on; then nothing more is watched.
 
@@ -45,11 +49,12 @@ def watch(folder: Path, say: Callable[[str], None], end: Callable[[ClusterError]
         What looks once more, at the end of a run that failed.
     """
     done = {job.id for job in jobs(folder)}  # of earlier runs
+    stranded = ("PREEMPTED", "NODE_FAIL") if requeues else ("PREEMPTED",)
 
     def go_on() -> None:
         pause = threading.Event()
         while not pause.wait(LOOK):
-            refusal = _look(folder, done, say)
+            refusal = _look(folder, stranded, done, say)
             if refusal is not None:
                 end(refusal)
                 return
@@ -61,15 +66,18 @@ def watch(folder: Path, say: Callable[[str], None], end: Callable[[ClusterError]
     return last
 
 
-def _look(folder: Path, done: set[str], say: Callable[[str], None]) -> ClusterError | None:
-    """Queue again what is stranded. Returns why the run cannot go on where Slurm refuses."""
+def _look(folder: Path, stranded: Sequence[str], done: set[str], say: Callable[[str], None]) -> ClusterError | None:
+    """Queue again what is stranded. Returns why the run cannot go on where Slurm refuses; while the controller is away,
+    the next look asks again."""
     found = jobs(folder)
     _tell_of_memory(found, done, say)
     for job in found:
-        if job.state in STRANDED and job.id not in done:
-            refusal = _queue_again(job)
-            if refusal is not None:
-                return refusal
+        if job.state in stranded and job.id not in done:
+            refusal = _queue_again(job.id)
+            if AWAY.search(refusal):
+                continue
+            if refusal:
+                return _cannot_go_on(job, refusal)
             say(f"Slurm job {job.id} ({job.rule}) was in state {job.state}; it is queued again")
     return None
 
@@ -84,12 +92,8 @@ def _tell_of_memory(found: list[SlurmJob], done: set[str], say: Callable[[str], 
 def jobs(folder: Path) -> list[SlurmJob]:
     """Snakemake's jobs in a folder, queued, running or ended a short while ago; none while Slurm does not answer."""
     form = ",".join(f"{field}:|" for field in FIELDS)
-    query = ["squeue", "--me", "--states=all", "--noheader", f"--Format={form}"]
-    try:
-        run = subprocess.run(query, capture_output=True, text=True, timeout=60)  # noqa: S603
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    rows = [line.split("|") for line in run.stdout.splitlines()]
+    said = _told("squeue", "--me", "--states=all", "--noheader", f"--Format={form}")
+    rows = [line.split("|") for line in said.splitlines()]
     return [
         SlurmJob(id, state, code, comment.partition("_")[2].partition("_wildcards_")[0], Path(log.replace("%j", id)))
         for id, state, code, comment, log, place in (row[:6] for row in rows if len(row) > 5)
@@ -101,12 +105,8 @@ def jobs(folder: Path) -> list[SlurmJob]:
 def restarts(job: str) -> int:
     """How often Slurm has queued a job again; -1 where it does not say. Asked of Slurm, since Snakemake's plugin takes
     SLURM_RESTART_COUNT away from its jobs."""
-    query = ["scontrol", "show", "job", "--oneliner", job]
-    try:
-        run = subprocess.run(query, capture_output=True, text=True, timeout=20)  # noqa: S603
-    except (OSError, subprocess.TimeoutExpired):
-        return -1
-    found = re.search(rf"^JobId={re.escape(job)} .*\bRestarts=(\d+)", run.stdout, re.MULTILINE)
+    said = _told("scontrol", "show", "job", "--oneliner", job)
+    found = re.search(rf"^JobId={re.escape(job)} .*\bRestarts=(\d+)", said, re.MULTILINE)
     return int(found[1]) if found else -1
 
 
@@ -129,16 +129,46 @@ def out_of_memory(job: SlurmJob) -> ClusterError:
     )  # fmt: skip
 
 
-def _queue_again(job: SlurmJob) -> ClusterError | None:
-    """Ask Slurm to queue a job again. Returns why the run cannot go on where it refuses."""
+def check_job_age(has_sacct: bool, first_look: float) -> None:
+    """See that Slurm remembers a job that has ended until the plugin asks squeue for it.
+
+    Args:
+        first_look: seconds until the plugin asks first; it takes sacct itself where Slurm forgets within three times
+            as many.
+
+    Raises:
+        ClusterError: it does not, and the plugin would wait for the job without end.
+    """
+    found = re.search(r"^MinJobAge\s*=\s*(\d+)", _told("scontrol", "show", "config"), re.MULTILINE)
+    age = int(found[1]) if found else SEEN  # it does not say
+    if age < SEEN and not (has_sacct and age < 3 * first_look):
+        todo = "set `slurm-status-command: sacct` in slurm/profile.yaml" if has_sacct else "raise it, or keep accounts"
+        raise ClusterError(
+            "Slurm forgets jobs that have ended sooner than Snakemake asks for them",
+            where="MinJobAge in slurm.conf", expected=f"at least {SEEN} seconds, or accounting", got=age, todo=todo,
+        )  # fmt: skip
+
+
+def _told(*query: str) -> str:
+    """What a command of Slurm's says; nothing where it does not answer."""
     try:
-        run = subprocess.run(["scontrol", "requeue", job.id], capture_output=True, text=True, timeout=60)  # noqa: S603, S607
-    except subprocess.TimeoutExpired as error:
-        run = subprocess.CompletedProcess(error.cmd, 1, "", "no answer within a minute")
-    if run.returncode == 0:
-        return None
+        return subprocess.run(query, capture_output=True, text=True, timeout=60).stdout  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def _queue_again(job: str) -> str:
+    """Ask Slurm to queue a job again. Returns why it does not, or nothing."""
+    try:
+        run = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)  # noqa: S603, S607
+    except (OSError, subprocess.TimeoutExpired):
+        return "no answer"
+    return (run.stderr.strip() or f"exit code {run.returncode}") if run.returncode else ""
+
+
+def _cannot_go_on(job: SlurmJob, refusal: str) -> ClusterError:
     return ClusterError(
         "a job has ended in a state that Snakemake would wait on without end, and Slurm does not queue it again",
-        where=f"Slurm job {job.id}, rule {job.rule}", got=f"{job.state}; scontrol: {run.stderr.strip()}",
+        where=f"Slurm job {job.id}, rule {job.rule}", got=f"{job.state}; scontrol: {refusal}",
         todo="run the same command again: finished work is kept. `slurm-requeue: true` in the profile lets Slurm do it",
     )  # fmt: skip

@@ -25,10 +25,11 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from strata import store
+from strata.disk import file_sha256
 from strata.errors import SourceError
 from strata.progress import bar
 from strata.recipe import Recipe, canonical, digest
-from strata.store import Built, Object, file_sha256
+from strata.store import Built, Object
 
 FILES = "files"
 NOT_HUB_FILES = ["consolidated*"]  # the same weights once more, under other names
@@ -101,14 +102,21 @@ def bring(pin: Mapping[str, Any], location: str, folder: Path) -> None:
     elif location:
         _local(Path(location), pin.get("file", "*"), folder)
     else:
-        raise SourceError("nobody says where this local source lies", where=canonical(pin), todo="give --location")
+        raise SourceError(
+            "nobody says where this local source lies", where=canonical(pin), expected="--location", todo="give it"
+        )
     if not any(path.is_file() for path in folder.rglob("*")):
         raise SourceError("no file matches", where=name_of(pin, location), expected=pin.get("file", "a file"))
 
 
 def _local(path: Path, pattern: str, folder: Path) -> None:
     if not path.exists():
-        raise SourceError("no such file or folder", where=path.absolute(), todo="put it there, or change `path`")
+        raise SourceError(
+            "no such file or folder",
+            where=path.absolute(),
+            expected="the source",
+            todo="put it there, or change `path`",
+        )
     found = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     home = path.parent if path.is_file() else path
     for file in found:
@@ -119,7 +127,9 @@ def _local(path: Path, pattern: str, folder: Path) -> None:
             try:
                 _place(folder, member, partial(shutil.copyfile, file))
             except PermissionError:
-                raise SourceError("cannot read the file", where=file, todo="check its permissions") from None
+                raise SourceError(
+                    "cannot read the file", where=file, got="permission denied", todo="check its permissions"
+                ) from None
 
 
 def _hub(name: str, revision: str, folder: Path, wanted: list[str], unwanted: list[str], kind: str = "model") -> None:
@@ -135,6 +145,7 @@ def _hub(name: str, revision: str, folder: Path, wanted: list[str], unwanted: li
         raise SourceError(
             "not in the hub's cache, and the hub cannot be reached",
             where=f"{name}@{revision}",
+            expected="its files in HF_HUB_CACHE, or a network",
             todo="fetch it where there is a network, or unset HF_HUB_OFFLINE",
         ) from None
     except (HfHubHTTPError, OSError, ValueError) as error:
@@ -270,12 +281,16 @@ def _place(folder: Path, member: str, copy: Callable[[Path], Any]) -> None:
     parts = path.parts
     # Not by the first part: of "//x", which POSIX lets mean something of its own, that is "//".
     if not parts or path.is_absolute() or ".." in parts or "\\" in member or "\0" in member:
-        raise SourceError("an unsafe file name", where=repr(member)[:200], todo=_NARROW)
+        raise SourceError(
+            "an unsafe file name", where=repr(member)[:200], expected="one below the source's folder", todo=_NARROW
+        )
     target = folder.joinpath(*parts)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise SourceError("a file and a folder of one name", where=repr(member), todo=_NARROW) from None
+        raise SourceError(
+            "a file and a folder of one name", where=repr(member), expected="one of them", todo=_NARROW
+        ) from None
     if target.exists():
-        raise SourceError("two files of one name", where=repr(member), todo=_NARROW)
+        raise SourceError("two files of one name", where=repr(member), expected="one", todo=_NARROW)
     copy(target)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from strata import families
 from strata.checkpoint import Checkpoint, copy_tokenizer, write_config
+from strata.disk import disk_errors
 from strata.errors import SourceError, UsageError
 from strata.foreign import open_model
 from strata.mergekit import plan_of, read_request
@@ -16,7 +17,6 @@ from strata.modelfiles import check_tokenizer, find_model
 from strata.outline import outline
 from strata.restack import Draft, draft, write
 from strata.scratch import scratch_folder, sweep
-from strata.store import disk_errors
 
 PROVENANCE = "strata.json"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model")
@@ -35,7 +35,9 @@ def merge_file(file: Path, out: Path | None, root: Path, configs: Sequence[str])
     """
     request = read_request(file)
     if out is not None and (out.is_symlink() or out.exists()):
-        raise UsageError("the output is there already", where=out, todo="name a new folder, or remove it")
+        raise UsageError(
+            "the output is there already", where=out, expected="nothing there", todo="name a new folder, or remove it"
+        )
     names = request.file.names
     models = {name: open_model(_locate(name, file, root, configs)) for name in names}
     plan = plan_of(request, models)

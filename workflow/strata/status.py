@@ -32,9 +32,10 @@ def variant_of(experiment: Experiment, name: str) -> Variant:
     near = difflib.get_close_matches(name, experiment.variants, n=1)
     raise UsageError(
         "no such variant",
+        where="the config's `variants`",
         expected=", ".join(experiment.variants),
         got=name,
-        todo=f"did you mean {near[0]}?" if near else "",
+        todo=f"did you mean {near[0]}?" if near else "see `strata ls`",
     )
 
 

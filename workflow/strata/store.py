@@ -10,24 +10,24 @@ mtime or listing decides what is valid.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from strata.errors import NonDeterministic, SpaceError, StoreError, UsageError
+from strata.disk import disk_errors, file_sha256, sync, write_atomically
+from strata.errors import NonDeterministic, StoreError, UsageError
 from strata.lease import lease, sweep_lease
 from strata.recipe import DETERMINISTIC, KINDS, Recipe, canonical, digest, kind_of
 from strata.scratch import scratch_folder, sweep
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+MARKER = "store.json"
 HASHED_ON_READ = 16 << 20  # bytes; larger files are hashed by a full verification only
 
 
@@ -84,8 +84,16 @@ def find(root: Path, id: str) -> Object | None:
     Returns None when there is none.
 
     Raises:
-        StoreError: it is damaged. It is left in place: `reject` moves it away.
+        StoreError: it is damaged, or the store is of another version. It is left in place: `reject` moves it away.
     """
+    require_version(root)
+    try:
+        return _look(root, id)
+    except (StoreError, FileNotFoundError):  # once more: it may have been moved away, and made anew, within this look
+        return _look(root, id)
+
+
+def _look(root: Path, id: str) -> Object | None:
     path = root / kind_of(id) / id
     if not path.is_dir():  # first: an object that is published behind a look for its manifest is not damaged
         return None
@@ -115,7 +123,12 @@ def require(root: Path, id: str, check: Callable[[Object], None] | None = None) 
         found = find(root, id)
         if found is None:
             target(root, id).unlink(missing_ok=True)  # or the workflow would go on believing in it
-            raise StoreError("not in the store", where=root / kind_of(id) / id, todo="run again: it is built then")
+            raise StoreError(
+                "not in the store",
+                where=root / kind_of(id) / id,
+                expected="an object",
+                todo="run again: it is built then",
+            )
         if check is not None:
             check(found)
     return found
@@ -139,7 +152,9 @@ def publish(root: Path, recipe: Recipe, build: Callable[[Path], Built], wait: bo
         ClusterError: another process is at work on it, and this one is not to `wait`.
     """
     with disk_errors(root):
-        _mark(root)
+        require_version(root)
+        if not (root / MARKER).exists():
+            write_atomically(root / MARKER, encode({"format": FORMAT}))
         done = _accept(root, recipe)
         if done is None:
             needs = (*recipe.sources, *recipe.parents)
@@ -151,7 +166,12 @@ def publish(root: Path, recipe: Recipe, build: Callable[[Path], Built], wait: bo
 
 
 def reject(root: Path, id: str, reason: str) -> Path | None:
-    """Move an object to quarantine with the reason beside it. Nothing is deleted. Returns where it went."""
+    """Move an object to quarantine with the reason beside it. Nothing is deleted. Returns where it went.
+
+    Raises:
+        StoreError: the store is of another version, and so nobody here can tell what is damaged.
+    """
+    require_version(root)
     path = root / kind_of(id) / id
     target(root, id).unlink(missing_ok=True)
     if not path.is_dir():
@@ -176,35 +196,6 @@ def restore(root: Path, id: str, place: Path) -> None:
         _copy_manifest(root, require(root, id))
 
 
-def write_atomically(file: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write a small file so that readers see the old or the new one, never a part."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        scratch.write_bytes(data)
-        scratch.chmod(mode)
-        sync(scratch)
-        scratch.replace(file)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-@contextmanager
-def disk_errors(root: Path, name: str = "the store") -> Iterator[None]:
-    """Turn a full or read-only disk into an error that names it."""
-    try:
-        yield
-    except OSError as error:
-        where = error.filename2 or error.filename or root  # of a copy, the first is what was read
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(root).free if root.is_dir() else 0
-            todo = "free some space and run again: nothing half-written was left"
-            raise SpaceError("the disk is full", where=where, got=f"{free:,} bytes free", todo=todo) from None
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise SpaceError(f"cannot write to {name}", where=where, got=error.strerror) from None
-        raise
-
-
 def _accept(root: Path, recipe: Recipe) -> Object | None:
     """The object that is already there, when it is whole and was made from this very recipe."""
     with _rejecting(root, recipe.id):
@@ -212,7 +203,8 @@ def _accept(root: Path, recipe: Recipe) -> Object | None:
         if found is not None and canonical(found.manifest["recipe"]) != recipe.canonical:
             raise damaged(recipe.id, found.path, "recipe", recipe.canonical[:200], "another one")
     if found is not None and found.path.stat().st_mode & 0o222:
-        _lock(found.path)  # its publisher died between the rename and this
+        with suppress(PermissionError):  # another user's: theirs to do
+            _lock(found.path)  # its publisher died between the rename and this
     return found
 
 
@@ -225,7 +217,8 @@ def _rejecting(root: Path, id: str) -> Iterator[None]:
         place = reject(root, id, str(error))
         if place is None:
             raise
-        raise StoreError(f"{error}\nIt was moved to {place}; run again to rebuild it.") from None
+        error.details["do"] = f"run again: it is built anew. What is damaged was moved to {place}"
+        raise
 
 
 def _build(root: Path, recipe: Recipe, build: Callable[[Path], Built]) -> Object:
@@ -278,21 +271,31 @@ def _rename(root: Path, scratch: Path, made: Object) -> Object:
     try:
         scratch.rename(made.path)
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return _winner(root, made)
+        if error.errno != errno.ENOENT or not _is_there(root, made):
             raise
-        won = require(root, made.id)
-        if made.recipe.operation in DETERMINISTIC and won.digest != made.digest:
-            raise NonDeterministic(
-                "one recipe gave two contents",
-                where=won.path,
-                expected=f"digest {won.digest}",
-                got=made.digest,
-                todo="report it: this operation must not depend on the machine",
-            ) from None
-        return won
     sync(made.path.parent)
     _lock(made.path)
     return made
+
+
+def _winner(root: Path, made: Object) -> Object:
+    """What another process has published first. Raises NonDeterministic where it must be the same and is not."""
+    won = require(root, made.id)
+    if made.recipe.operation in DETERMINISTIC and won.digest != made.digest:
+        raise NonDeterministic(
+            "one recipe gave two contents", where=won.path, expected=f"digest {won.digest}", got=made.digest,
+            todo="report it: this operation must not depend on the machine",
+        )  # fmt: skip
+    return won
+
+
+def _is_there(root: Path, made: Object) -> bool:
+    """Whether a rename that failed was done all the same: a network's file system that lost its server's answer asks
+    again, and then there is nothing left to rename (open(2), on NFS)."""
+    found = find(root, made.id)
+    return found is not None and found.digest == made.digest
 
 
 def _lock(folder: Path) -> None:
@@ -347,32 +350,19 @@ def _check_file(found: Object, name: str, entry: dict[str, Any], hash_up_to: int
             raise damaged(found.id, file, "sha256", entry["sha256"], actual)
 
 
-def file_sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _mark(root: Path) -> None:
-    """Write the store's version once, and refuse a store of another version."""
-    marker = root / "store.json"
-    if not marker.exists():
-        write_atomically(marker, encode({"format": FORMAT}))
+def require_version(root: Path) -> None:
+    """Raise StoreError for a store of another version: what is in it is for its own Strata to say."""
+    marker = root / MARKER
     try:
         version = json.loads(marker.read_bytes())["format"]
+    except FileNotFoundError:
+        return
     except (ValueError, KeyError, TypeError):
         version = "unreadable"
     if version != FORMAT:
         raise StoreError(
             "a store of another version", where=marker, expected=FORMAT, got=version, todo="use its Strata"
         )
-
-
-def sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def encode(manifest: Any) -> bytes:

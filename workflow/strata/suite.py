@@ -174,7 +174,10 @@ def load(name: str, where: str = "") -> tuple[Suite, Document]:
     kinds = {suite.tasks[task].kind == "bits_per_byte" for task in suite.average}
     if len(kinds) > 1:
         raise ConfigError(
-            "bits per byte, of which less is better, have no mean with other scores", where=document.where(("average",))
+            "bits per byte, of which less is better, have no mean with other scores",
+            where=document.where(("average",)),
+            expected="tasks of one kind",
+            todo="leave those of the other kind out",
         )
     return suite, document
 

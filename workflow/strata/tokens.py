@@ -27,12 +27,13 @@ import numpy as np
 from strata import chat, families, rows, store
 from strata.chat import Chat, Encoded
 from strata.checkpoint import CONFIG, TOKENIZER
+from strata.disk import file_sha256
 from strata.errors import TrainingError
 from strata.progress import bar
 from strata.recipe import Recipe, digest
 from strata.rows import Conversation, Document
 from strata.sources import FILES
-from strata.store import Built, Object, file_sha256
+from strata.store import Built, Object
 
 PASSAGE = 200  # characters; what is shorter is no passage: a phrase may well stand in two texts
 TEMPLATE = "chat_template.jinja"
@@ -113,7 +114,7 @@ def tokenizer_of(checkpoint: Object) -> str:
     entry = checkpoint.manifest["files"].get("tokenizer.json")
     if entry is None:
         raise TrainingError(
-            "a checkpoint has no tokenizer.json", where=checkpoint.path,
+            "a checkpoint has no tokenizer.json", where=checkpoint.path, expected="tokenizer.json",
             todo="save its tokenizer with transformers' `save_pretrained` into the source",
         )  # fmt: skip
     return str(entry["sha256"])
@@ -265,7 +266,7 @@ def _drawn(
         numbers = [number for number, _ in kept(_Tally())]
         if size > len(numbers):
             raise TrainingError(
-                "fewer rows than asked for", expected=f"`rows` of {len(numbers):,} or less", got=f"{size:,}",
+                "fewer rows than asked for", where="rows", expected=f"{len(numbers):,} or less", got=f"{size:,}",
                 todo="lower `rows`, or leave it out to take all",
             )  # fmt: skip
         drawn = set(sorted(numbers, key=lambda number: digest(str(number)))[:size])
@@ -294,7 +295,9 @@ def _write(folder: Path, texts: Iterable[Encoded], vocabulary: int, name: str) -
     with (folder / _TOKENS).open("wb") as tokens, (folder / _LOSS).open("wb") as losses, bar(name, None, "tok") as done:
         for ids, loss, length in texts:
             if ids.min() < 0 or ids.max() >= vocabulary:
-                raise TrainingError("a token is not in the vocabulary", expected=f"below {vocabulary}", got=ids.max())
+                raise TrainingError(
+                    "a token is not in the vocabulary", where=name, expected=f"below {vocabulary}", got=ids.max()
+                )
             tokens.write(ids.astype(dtype).tobytes())
             losses.write(b"" if loss is None else loss.tobytes())
             begins.append(begins[-1] + len(ids))

@@ -50,7 +50,10 @@ def compare(samples: Samples, other: Samples) -> Comparison:
     """
     if (samples.metric, samples.mean, samples.ids) != (other.metric, other.mean, other.ids):
         raise EvaluationError(
-            "two evaluations of different items cannot be compared", expected=other.metric, got=samples.metric
+            "two evaluations of different items cannot be compared",
+            where="their samples",
+            expected=f"{other.metric} of {len(other.ids)} items",
+            got=f"{samples.metric} of {len(samples.ids)}",
         )
     parts = [_compared(*pair) for pair in zip(samples.parts(), other.parts(), strict=True)]
     return average(parts) if len(parts) > 1 else parts[0]

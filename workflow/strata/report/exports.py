@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from strata import status, store
+from strata import status
+from strata.disk import write_atomically
 from strata.errors import StoreError, UsageError
 from strata.experiment import Experiment
 from strata.report.every_eval_ever import to_every_eval_ever
@@ -29,7 +30,9 @@ def write_exports(
         EvaluationError: a score that belongs to other weights, or to other requests than its base's.
     """
     if not experiment.suites:
-        raise UsageError("there are no scores to export", expected="a suite under `suites` of the config", got="none")
+        raise UsageError(
+            "there are no scores to export", where="suites", expected="a suite under `suites` of the config", got="none"
+        )
     for name in names:
         status.variant_of(experiment, name)
     table = collect(root, experiment, partial=bool(names))
@@ -37,7 +40,10 @@ def write_exports(
     texts = {}
     for name in dict.fromkeys(names or rows):
         if name in gaps:
-            raise StoreError(f"`{name}` cannot be exported: {gaps[name]}")
+            raise StoreError(
+                f"`{name}` cannot be exported", where=root, expected="a variant that is scored", got=gaps[name],
+                todo="run snakemake",
+            )  # fmt: skip
         results = results_of(root, experiment, table.columns, rows[name])
         texts[name] = {
             "model-index.yaml": to_model_index(rows[name], results),
@@ -46,5 +52,5 @@ def write_exports(
     folder = to or root / "report" / "export"
     for name, files in texts.items():
         for file, text in files.items():
-            store.write_atomically(folder / name / file, text.encode())
+            write_atomically(folder / name / file, text.encode())
     return [folder / name for name in texts]

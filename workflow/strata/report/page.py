@@ -8,6 +8,7 @@ from typing import Any
 
 from strata import store
 from strata.curves import Heldout, comparable
+from strata.disk import write_atomically
 from strata.errors import EvaluationError
 from strata.evaluate import read_samples
 from strata.experiment import Experiment
@@ -46,7 +47,7 @@ def write_report(root: Path, experiment: Experiment, partial: bool = False) -> P
     """
     folder = root / "report" / "partial" if partial else root / "report"
     for name, text in _files(root, collect(root, experiment, partial), experiment).items():
-        store.write_atomically(folder / name, text.encode())
+        write_atomically(folder / name, text.encode())
     return folder / "report.html"
 
 

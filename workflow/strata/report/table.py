@@ -128,7 +128,9 @@ def collect(root: Path, experiment: Experiment, partial: bool = False) -> Table:
                 raise
             gaps[variant.name] = _gap(root, variant) or str(error)
     if not samples:
-        raise StoreError("no variant is built and scored yet", where=root, todo="run snakemake")
+        raise StoreError(
+            "no variant is built and scored yet", where=root, expected="one at least", todo="run snakemake"
+        )
     first = next(iter(samples.values()))
     columns = _columns(experiment, first)
     traced: dict[str, Plan] = {}

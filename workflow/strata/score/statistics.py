@@ -92,7 +92,12 @@ def measure(samples: Samples) -> Estimate:
 
 def _measured(samples: Samples) -> Estimate:
     if len(set(samples.documents)) < 2:
-        raise EvaluationError("no error can be given", expected="2 documents or more", got=len(set(samples.documents)))
+        raise EvaluationError(
+            "no error can be given",
+            where=samples.metric,
+            expected="2 documents or more",
+            got=len(set(samples.documents)),
+        )
     return estimate(*outcomes(samples), samples.documents)
 
 

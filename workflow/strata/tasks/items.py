@@ -33,7 +33,9 @@ def read_documents(folder: Path) -> dict[str, str]:
         except UnicodeDecodeError as error:
             raise EvaluationError("a document is not UTF-8", where=file, got=f"byte {error.start}") from None
         if not text or name in documents:
-            raise EvaluationError("a document is empty, or has the name of another", where=file)
+            raise EvaluationError(
+                "a document is empty, or has the name of another", where=file, expected="text, under a name of its own"
+            )
         documents[name] = text
     return documents
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from strata.disk import file_sha256
 from strata.errors import EvaluationError
 from strata.recipe import digest
-from strata.store import file_sha256
 
 _INCLUDE = re.compile(r"""^["']?include["']?\s*:\s*["']?([^"'\n#]+)""", re.MULTILINE)
 
@@ -54,7 +54,9 @@ def leaves(index: Mapping[str, Any], name: str, folder: Path) -> Iterator[str]:
                 )  # fmt: skip
             yield from leaves(index, member, folder)
     else:
-        raise EvaluationError("a task of lm-eval that is made by code cannot be asked here", where=entry.yaml_path)
+        raise EvaluationError(
+            "a task of lm-eval that is made by code cannot be asked here", where=entry.yaml_path, expected="YAML alone"
+        )
 
 
 def check_includes(file: Path, folder: Path) -> None:

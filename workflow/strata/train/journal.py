@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from strata.disk import write_atomically
 from strata.errors import TrainingError
-from strata.store import write_atomically
+from strata.scratch import sweep
 
 LOG = "log.jsonl"
 
@@ -23,8 +24,7 @@ class Journal:
     def __init__(self, folder: Path, step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / LOG
-        for scratch in folder.glob(f".{LOG}.*"):  # of one that was killed within the rewriting below
-            scratch.unlink()
+        sweep(folder, f".{LOG}")  # of one that was killed within the rewriting below
         kept = [line for line in self._lines() if line["step"] <= step] if step else []
         self._board = _board(folder, step)
         write_atomically(self._file, "".join(json.dumps(line) + "\n" for line in kept).encode())
@@ -62,6 +62,9 @@ def _board(folder: Path, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise TrainingError(
-            "STRATA_TENSORBOARD is set, and TensorBoard is not installed", todo="pip install tensorboard, or unset it"
+            "STRATA_TENSORBOARD is set, and TensorBoard is not installed",
+            where="the environment",
+            expected="the package tensorboard",
+            todo="pip install tensorboard, or unset it",
         ) from None
     return SummaryWriter(folder / "tensorboard", purge_step=step + 1 if step else 0)

@@ -19,6 +19,7 @@ from typing import Any
 from strata import progress, store
 from strata.checkpoint import Checkpoint, copy_tokenizer, finish, open_checkpoint, verify, write_config
 from strata.curves import CURVE
+from strata.disk import disk_errors
 from strata.errors import TrainingError
 from strata.loading import check_device, check_length, decoder_layers
 from strata.plan import Plan
@@ -222,7 +223,7 @@ def _copy_tokenizer(opened: Checkpoint, folder: Path, tokens: Sequence[Tokens | 
 
 def _snapshot(folder: Path, learner: Learner, made_from: Any, ranks: Ranks, state: State) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with store.disk_errors(folder, "the folder of snapshots"):
+    with disk_errors(folder, "the folder of snapshots"):
         snapshots.save(folder, state.step, state.to_json(), learner.tensors(), made_from, ranks)
 
 

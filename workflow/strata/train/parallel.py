@@ -15,11 +15,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from strata.errors import Preempted
 
 STOP = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)  # SIGUSR1 is NCCL's
+PATIENCE = timedelta(hours=2)  # while one rank writes a large checkpoint, the others wait for it
 # What srun tells its tasks, as torchrun would.
 AS_RANK = 'RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID exec "$@"'
 
@@ -120,7 +122,8 @@ def joined(device: str) -> Iterator[Ranks]:
     if size == 1:
         yield Ranks(0, 1, place)
         return
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    distributed.init_process_group(backend, timeout=PATIENCE)
     try:
         yield Ranks(distributed.get_rank(), size, place)
     finally:

@@ -53,7 +53,10 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
             progress.update(len(numbers))
     if not np.isfinite(logps_P2).all():
         raise TrainingError(
-            "a reference log-probability is not a number", where=checkpoint.path, todo="try `dtype: float32`"
+            "a reference log-probability is not a number",
+            where=checkpoint.path,
+            got="NaN or infinity",
+            todo="try `dtype: float32`",
         )
     np.save(folder / LOGPS, logps_P2)
     return Built(facts={"checkpoint_digest": checkpoint.digest, "pairs": len(pairs)})

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from strata import store
+from strata.disk import file_sha256, sync, write_atomically
 from strata.scratch import scratch_folder, sweep
-from strata.store import file_sha256
 from strata.train.parallel import Ranks
 
 KEPT = 2  # the newest, and one more should the newest turn out to be damaged
@@ -55,13 +55,13 @@ def save(
         files = {name: sha256 for part in ranks.gathered(own) for name, sha256 in part.items()}
         if ranks.is_first:
             files[".metadata"] = file_sha256(scratch / ".metadata")
-            store.write_atomically(
+            write_atomically(
                 scratch / STATE, store.encode({"made_from": made_from, "state": dict(state), "files": files})
             )
             final = folder / name
             shutil.rmtree(final, ignore_errors=True)  # a damaged one: a whole one would have been gone on from
             scratch.rename(final)
-            store.sync(folder)
+            sync(folder)
             _drop(folder, final)
         ranks.told(None)  # nobody goes on before it stands
     finally:
@@ -102,12 +102,15 @@ def newest(folder: Path, made_from: Any, ranks: Ranks) -> Snapshot | None:
 
 
 def load(snapshot: Snapshot, tensors: Mapping[str, Any]) -> None:
-    """Fill these tensors, in place, from a snapshot."""
+    """Fill these tensors, in place, from a snapshot. Raises TrainingError for one that torch has not written."""
     with _quiet():
         from torch import distributed
         from torch.distributed import checkpoint
 
-        reader = checkpoint.FileSystemReader(snapshot.path)
+        from strata.train.metadata import Reader
+
+        reader = Reader(snapshot.path)
+        reader.read_metadata()  # here, since torch wraps what it meets into an error of its own
         checkpoint.load(dict(tensors), storage_reader=reader, no_dist=not distributed.is_initialized())
 
 

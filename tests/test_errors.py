@@ -1,0 +1,54 @@
+"""Errors: each says what, where, what was expected or found, and what to do; each kind has an exit code of its own."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+from conftest import REPOSITORY
+from strata import errors
+from strata.errors import PlanError, StrataError
+
+KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, StrataError)]
+PLACED = ("PlanError", "Preempted")  # whoever catches a PlanError knows where in a config it is; to stop is no failure
+
+
+def raised(file: Path) -> list[tuple[str, str, set[str]]]:
+    """Every error of ours that a file makes: the line, its kind, and what it is given by name."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and hasattr(errors, node.func.id):
+            names = {word.arg for word in node.keywords if word.arg}
+            found.append((f"{file.name}:{node.lineno}", node.func.id, names))
+    return found
+
+
+def test_every_error_says_where_and_what_was_expected_or_found() -> None:
+    bare = []
+    count = 0
+    for file in (REPOSITORY / "workflow" / "strata").rglob("*.py"):
+        for line, kind, names in raised(file):
+            count += 1
+            if kind not in PLACED and not ("where" in names and names & {"expected", "got"}):
+                bare.append(line)
+    assert count > 150
+    assert [line for line in bare if not line.startswith("schema.py")] == []
+    assert len(bare) == 1  # several problems of one config, each of which says so
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_says_what_to_do(kind: type[StrataError]) -> None:
+    if kind is errors.Preempted:
+        return
+    error = PlanError("what", ()) if kind is PlanError else kind("what", where="here", expected=1, got=2)
+    assert "  do:       " in str(error) and kind.next_step in str(error)
+    if kind is not PlanError:
+        assert str(kind("what", todo="this")).endswith("do:       this")
+
+
+def test_exit_codes_tell_kinds_apart() -> None:
+    codes = {kind.exit_code for kind in KINDS}
+    assert codes == {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 75}
