@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from standin import options, rule, submit
 
 from conftest import write_experiment, write_lessons
@@ -83,3 +84,17 @@ def test_merges_that_copy_run_where_snakemake_runs(tmp_path: Path, llama: Path) 
     output, asked = submit(tmp_path, "--until", "merge", runs=True)
     assert [rule(words) for words in asked] == ["init"], output
     assert len(list((tmp_path / "results/checkpoints").glob("merge-*.json"))) == 2
+
+
+def test_no_log_of_a_job_has_the_environment_with_its_tokens(
+    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under --verbose the plugin would write it there."""
+    token = "hf_" + "Zq7" * 10
+    monkeypatch.setenv("HF_TOKEN", token)
+    write_experiment(tmp_path, llama)
+    output, asked = submit(tmp_path, "--until", "init", "--verbose", "--slurm-keep-successful-logs", runs=True)
+    (log,) = (tmp_path / "results/logs/slurm").rglob("*.log")
+    assert len(asked) == 1 and "This job is a group job" in log.read_text(), output  # the plugin's own words are there
+    assert token not in output and token not in log.read_text()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and token.encode() in path.read_bytes()]
