@@ -215,6 +215,15 @@ def test_what_is_put_aside_comes_back_when_the_roots_cannot_be_read_any_more(
     assert not list((tmp_path / "trash").iterdir())
 
 
+def test_with_what_comes_back_comes_what_it_was_made_from(tmp_path: Path) -> None:
+    """A root may name an object alone; what that was made from stands in the object, which lies in the trash."""
+    publish(tmp_path, BASE, CHILD, OTHER)
+    pieces = garbage.garbage(tmp_path)
+    root_of(tmp_path, CHILD.id)
+    assert [piece.path.name for piece in garbage.collect(tmp_path, pieces)] == [OTHER.id]
+    assert set(store.objects(tmp_path)) == {BASE.id, CHILD.id}
+
+
 def test_the_state_of_a_training_that_a_run_marks_meanwhile_comes_back(tmp_path: Path) -> None:
     trained = Recipe("pretrain", {}, parents=(BASE.id,))
     (tmp_path / "training" / trained.id / "snapshots").mkdir(parents=True)

@@ -18,7 +18,7 @@ import torch
 from conftest import store_model, strata
 from models import save_model
 from strata import checkpoint, merge, restack, store, tensors
-from strata.errors import CheckpointError
+from strata.errors import CheckpointError, SpaceError
 from strata.recipe import Recipe
 
 STACK = {"method": "dus", "drop": 0}
@@ -59,7 +59,7 @@ def test_a_link_that_fails_for_another_reason_is_an_error(
 
     base = store_model(root, llama)
     monkeypatch.setattr(os, "link", full)
-    with pytest.raises(store.SpaceError, match="full"):
+    with pytest.raises(SpaceError, match="full"):
         merged(root, STACK, base)
     assert not list((root / "tmp").iterdir())
 

@@ -247,14 +247,24 @@ def test_what_is_moved_away_and_made_anew_within_a_look_is_not_damaged(tmp_path:
     def meanwhile(found: store.Object, hash_up_to: int | None) -> None:
         looks.append(found)
         if len(looks) == 1:
-            (made.path / "b.txt").stat()
+            made.path.chmod(0o755)
             made.path.rename(tmp_path / "away")
+            store.publish(tmp_path, RECIPE, writing())
             raise FileNotFoundError(made.path / "b.txt")
         check(found, hash_up_to)
 
     with patch.object(store, "_check", meanwhile):
-        assert store.find(tmp_path, RECIPE.id) is None
-    store.verify(store.publish(tmp_path, RECIPE, writing()))
+        assert store.find(tmp_path, RECIPE.id) == made
+    assert len(looks) > 1
+
+
+def test_a_file_that_stays_missing_is_damage(tmp_path: Path) -> None:
+    made = store.publish(tmp_path, RECIPE, writing())
+    made.path.chmod(0o755)
+    (made.path / "b.txt").unlink()
+    (made.path / "b.txt").symlink_to("nowhere")
+    with pytest.raises(StoreError, match="quarantine"):
+        store.require(tmp_path, RECIPE.id)
 
 
 def test_a_rename_that_was_done_and_whose_answer_was_lost_is_done(tmp_path: Path) -> None:

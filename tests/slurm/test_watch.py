@@ -44,7 +44,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 def watch(cluster: Cluster, *rows: str, stranded: Sequence[str] = ("PREEMPTED",)) -> None:
     """Four looks at a run whose jobs come to these states, as the thread takes them."""
-    done = {job.id for job in slurm.jobs(cluster.folder)}
+    done = {job.id for job in slurm.jobs(cluster.folder) or []}
     cluster.has(*rows)
     for _ in range(4):
         refusal = slurm._look(cluster.folder, stranded, done, cluster.told.append)
@@ -94,23 +94,26 @@ def test_a_job_that_lost_its_node_has_failed_where_the_plugin_takes_it_so(cluste
 
 
 @pytest.mark.parametrize(
-    ("age", "has_sacct", "is_well"),
+    ("age", "command", "has_accounts", "is_well"),
     [
-        (300, False, True),
-        (180, False, True),
-        (120, True, False),
-        (120, False, False),
-        (40, True, True),
-        (40, False, False),
+        (300, "squeue", False, True),
+        (240, "squeue", False, True),
+        (180, "squeue", False, False),
+        (120, "squeue", True, False),
+        (120, "sacct", True, True),
+        (120, "sacct", False, False),  # the plugin asks squeue then
+        (40, "squeue", True, True),
+        (40, "squeue", False, False),
+        (0, "squeue", False, True),  # for ever
     ],
 )
 def test_a_slurm_that_forgets_jobs_too_soon_is_refused(
-    cluster: Cluster, age: int, has_sacct: bool, is_well: bool
+    cluster: Cluster, age: int, command: str, has_accounts: bool, is_well: bool
 ) -> None:
     """Below three times its first look, 15 seconds, the plugin asks sacct by itself."""
     (cluster.folder / "scontrol").write_text(f'#!/bin/sh\necho "MinJobAge               = {age} sec"\n')
     with nullcontext() if is_well else pytest.raises(ClusterError, match=f"got: +{age}"):
-        slurm.check_job_age(has_sacct, 15)
+        slurm.check_job_age(command, has_accounts, 15)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +155,16 @@ def test_the_watch_looks_by_itself_and_ends_with_the_run(cluster: Cluster) -> No
     while not cluster.ended and time.monotonic() < until:
         time.sleep(0.02)
     assert len(cluster.ended) == 1
+
+
+def test_jobs_of_an_earlier_run_are_known_as_such_although_slurm_does_not_answer_at_once(cluster: Cluster) -> None:
+    cluster.has(PREEMPTED)
+    (cluster.folder / "squeue").write_text(
+        f'#!/bin/sh\n[ -e "$0.asked" ] || {{ touch "$0.asked"; exit 1; }}\ncat "{cluster.folder}/queue"\n'
+    )
+    slurm.watch(cluster.folder, True, cluster.told.append, cluster.ended.append)
+    time.sleep(0.5)
+    assert not cluster.asked() and not cluster.told
 
 
 def test_slurm_is_asked_how_often_a_job_was_queued_again(cluster: Cluster) -> None:

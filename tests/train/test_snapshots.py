@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from strata.disk import disk_errors
 from strata.errors import SpaceError, TrainingError
@@ -49,7 +50,9 @@ def test_metadata_that_would_run_something_is_not_opened(tmp_path: Path) -> None
         def __reduce__(self) -> Any:
             return os.mkdir, (str(tmp_path / "ran"),)
 
-    for bad in (pickle.dumps(Evil()), b"", b"\x80"):
+    table = pickle.loads((found.path / ".metadata").read_bytes())
+    table.state_dict_metadata["a"] = BytesStorageMetadata()  # then torch unpickles what lies in the tensor's place
+    for bad in (pickle.dumps(Evil()), pickle.dumps(table), pickle.dumps(5), b"", b"\x80"):
         (found.path / ".metadata").write_bytes(bad)
         with pytest.raises(TrainingError, match="not what torch writes"):
             snapshots.load(found, {"a": torch.zeros(5)})

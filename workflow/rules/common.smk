@@ -41,17 +41,20 @@ except StrataError as error:
     refuse(error)
 
 
-# An object that was deleted by hand while its manifest copy stayed: Snakemake would go on believing in the copy.
+# The manifest copies that Snakemake will believe in.
+COPIES = [target(RESULTS, id) for id in EXPERIMENT.jobs] if workflow.is_main_process else []
+THERE = [copy for copy in COPIES if copy.exists()]
+
+
+# An object that was deleted by hand while its manifest copy stayed, or collected since Snakemake saw the copy.
 def refuse_if_gone():
-    copies = {id: target(RESULTS, id) for id in EXPERIMENT.jobs}
-    gone = [id for id, copy in copies.items() if copy.exists() and not copy.with_suffix("").is_dir()]
+    gone = [copy.stem for copy in THERE if not copy.with_suffix("").is_dir()]
     if gone:
         todo = "run `strata verify`, then again"
-        refuse(StoreError("objects are gone from the store", got=", ".join(gone[:5]), todo=todo))
+        refuse(StoreError("objects are gone from the store", where=RESULTS, got=", ".join(gone[:5]), todo=todo))
 
 
-if workflow.is_main_process:
-    refuse_if_gone()
+refuse_if_gone()
 
 NAMES = {}
 for variant in EXPERIMENT.variants.values():

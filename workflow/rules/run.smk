@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 
+from strata.disk import disk_errors
 from strata.errors import ClusterError
 from strata.garbage import mark, sweep_dead
 from strata.slurm import check_job_age, watch
@@ -22,8 +23,9 @@ def keep_what_is_needed():
     """Clear away what dead runs left. Keep what this run needs from `strata store gc`; then see that what it builds on
     has not just been collected."""
     try:
-        sweep_dead(RESULTS)
-        mark(RESULTS, CONFIG_FILES, EXPERIMENT)
+        with disk_errors(RESULTS):
+            sweep_dead(RESULTS)
+            mark(RESULTS, CONFIG_FILES, EXPERIMENT)
     except StrataError as error:
         refuse(error)
     refuse_if_gone()
@@ -42,12 +44,11 @@ def require_scheduler():
                 todo="run it on a login node of the cluster, or without `--profile slurm`",
             )
         )
-    if not keeps_accounts():
+    accounts, settings = keeps_accounts(), workflow.executor_settings
+    if not accounts:
         forget_sacct()
-    settings = workflow.executor_settings
     try:
-        if settings.status_command == "squeue":
-            check_job_age(keeps_accounts(), settings.init_seconds_before_status_checks)
+        check_job_age(settings.status_command, accounts, settings.init_seconds_before_status_checks)
     except ClusterError as error:
         refuse(error)
 

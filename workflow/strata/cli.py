@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except OSError as error:
-        _say(f"error: {SpaceError('a path cannot be used', where=error.filename, got=error.strerror)}")
+        _say(f"error: {SpaceError('a path cannot be used', where=error.filename or 'see the log', got=error.strerror)}")
         return SpaceError.exit_code
     except Exception as error:
         import traceback

@@ -56,4 +56,5 @@ def disk_errors(root: Path, name: str = "the store") -> Iterator[None]:
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             todo = "make it writable, or use another folder"
             raise SpaceError(f"cannot write to {name}", where=where, got=error.strerror, todo=todo) from None
+        error.filename = error.filename or str(root)  # a write that fails does not tell where
         raise

@@ -119,7 +119,7 @@ def garbage(root: Path, grace: float = GRACE, keep: Iterable[str] = ()) -> list[
     `roots`."""
     # What there is comes first: work that begins after this is in no list, and what began before has its lease.
     folders = [root / kind_of(id) / id for id in store.objects(root)]
-    folders += [path for name in ("training", "tmp", TRASH) for path in (root / name).glob("*")]
+    folders += [path for name in ("training", "tmp", TRASH) for path in (root / name).glob("*") if path.is_dir()]
     is_needed = _needs(root, keep)
     pieces = [piece for path in folders if not is_needed(path) and (piece := _piece(path))]
     return [piece for piece in pieces if piece.age >= (SETTLED if piece.path.parent.name == TRASH else grace)]
@@ -138,18 +138,22 @@ def collect(root: Path, pieces: Sequence[Piece], keep: Iterable[str] = ()) -> li
         for piece in pieces:
             if place := _put_aside(root, piece.path):
                 places[place] = piece
-        is_needed = _needs(root, kept)
-        back = [place for place, piece in places.items() if is_needed(piece.path)]
+        while back := _needed_again(root, places, kept):  # and then what those were made from
+            places = {place: piece for place, piece in places.items() if place not in back}
+            _bring_back(root, back)
     except BaseException:
-        _bring_back(root, places, list(places))
+        _bring_back(root, places)
         raise
-    _bring_back(root, places, back)
-    removed = [place for place in places if place not in back]
-    for place in removed:
+    for place in places:
         for path in (place, *(path for path in place.rglob("*") if path.is_dir())):
             path.chmod(0o755)
         shutil.rmtree(place)
-    return [places[place] for place in removed]
+    return list(places.values())
+
+
+def _needed_again(root: Path, places: Mapping[Path, Piece], keep: Iterable[str]) -> dict[Path, Piece]:
+    is_needed = _needs(root, keep)
+    return {place: piece for place, piece in places.items() if is_needed(piece.path)}
 
 
 def _needs(root: Path, keep: Iterable[str]) -> Callable[[Path], bool]:
@@ -169,29 +173,34 @@ def _piece(path: Path) -> Piece | None:
 
 
 def _put_aside(root: Path, path: Path) -> Path | None:
-    """Move a folder into the trash; None when it has gone meanwhile. There its age begins anew, so that another
-    collection does not remove what this one may bring back."""
+    """Move a folder into the trash; None when it has gone meanwhile, or is another user's. There its age begins anew,
+    so that another collection does not remove what this one may bring back."""
     place = root / TRASH / f"{_id(path)}.{secrets.token_hex(4)}"
     place.parent.mkdir(exist_ok=True)
-    if _is_object(root, path):
-        store.target(root, path.name).unlink(missing_ok=True)
     try:
         path.chmod(0o755)  # a folder that is read-only cannot be moved to another parent
+        os.utime(path)
+        if _is_object(root, path):
+            store.target(root, path.name).unlink(missing_ok=True)
         path.rename(place)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return None
-    os.utime(place)
     return place
 
 
-def _bring_back(root: Path, places: Mapping[Path, Piece], back: Iterable[Path]) -> None:
+def _bring_back(root: Path, places: Mapping[Path, Piece]) -> None:
     """Put folders back to where they were, unless others have been made in their place."""
-    for place in back:
-        path = places[place].path
-        if _is_object(root, path):
-            store.restore(root, path.name, place)
-        elif not path.exists():
-            place.rename(path)
+    failed: list[Exception] = []
+    for place, piece in places.items():
+        try:
+            if _is_object(root, piece.path):
+                store.restore(root, piece.path.name, place)
+            elif not piece.path.exists():
+                place.rename(piece.path)
+        except (StoreError, OSError) as error:  # that one; and on with the others
+            failed.append(error)
+    if failed:
+        raise failed[0]
 
 
 def size(folder: Path) -> int:

@@ -52,7 +52,7 @@ def verify(root: Path, ids: Iterable[str]) -> Iterator[tuple[str, str, StoreErro
             yield id, "ok" if found else "not built", None
         except StoreError as error:
             place = store.reject(root, id, str(error))
-            error.details["do"] = f"run snakemake: it is built anew. What is damaged was moved to {place}"
+            error.details["do"] = f"run snakemake: it is built anew. What is damaged lies in {place or 'quarantine'}"
             yield id, "DAMAGED, now in quarantine", error
 
 

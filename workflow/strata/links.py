@@ -24,7 +24,7 @@ def link_all(root: Path, experiment: Experiment) -> dict[str, str]:
         _link(root, name, id)
     for path in (root / FOLDER).iterdir():
         name = path.name.removesuffix(".json")
-        if (path.is_symlink() and path.name not in names) or (
+        if (path.is_symlink() and path.name not in names and not name.startswith(".")) or (
             path.suffix == ".json" and _is_stale(path, experiment, name)
         ):
             path.unlink()

@@ -101,7 +101,7 @@ def _explain(item: ErrorDetails, document: Document) -> ConfigError:
         )
     if kind == "missing":
         return ConfigError(
-            f"missing key `{path[-1]}`", where=document.where(path[:-1]), expected=f"`{path[-1]}:`", todo="add it"
+            f"missing key `{path[-1]}`", where=document.where(path[:-1]), expected="that key", todo=f"add `{path[-1]}:`"
         )
     if item["loc"] and item["loc"][-1] == "[key]":
         return ConfigError(

@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -33,7 +34,8 @@ def sweep(folder: Path, id: str) -> None:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink()
 
 
 def is_alive(process: int) -> bool:

@@ -18,7 +18,8 @@ from pathlib import Path
 from strata.errors import ClusterError
 
 LOOK = 20.0  # seconds between two looks
-SEEN = 180  # seconds: the plugin looks at least as often
+TRIES = 5  # at the start of a run, until Slurm tells which jobs are not of this run
+SEEN = 240  # seconds: the plugin looks every three minutes at least, and looking takes time
 FIELDS = ("JobID", "State", "exit_code", "Comment", "STDOUT", "WorkDir")
 AWAY = re.compile(r"unable to contact|timed out|connect failure|zero bytes|standby|no answer", re.IGNORECASE)
 KILLED = re.compile(r"exceeded (job )?memory limit|oom[-_]kill", re.IGNORECASE)  # slurmstepd's words in a job's log
@@ -48,7 +49,8 @@ def watch(
     Returns:
         What looks once more, at the end of a run that failed.
     """
-    done = {job.id for job in jobs(folder)}  # of earlier runs
+    answers = (jobs(folder) for _ in range(TRIES))
+    done = {job.id for job in next((found for found in answers if found is not None), [])}  # of earlier runs
     stranded = ("PREEMPTED", "NODE_FAIL") if requeues else ("PREEMPTED",)
 
     def go_on() -> None:
@@ -60,7 +62,7 @@ def watch(
                 return
 
     def last() -> None:
-        _tell_of_memory(jobs(folder), done, say)
+        _tell_of_memory(jobs(folder) or [], done, say)
 
     threading.Thread(target=go_on, daemon=True).start()
     return last
@@ -69,7 +71,7 @@ def watch(
 def _look(folder: Path, stranded: Sequence[str], done: set[str], say: Callable[[str], None]) -> ClusterError | None:
     """Queue again what is stranded. Returns why the run cannot go on where Slurm refuses; while the controller is away,
     the next look asks again."""
-    found = jobs(folder)
+    found = jobs(folder) or []
     _tell_of_memory(found, done, say)
     for job in found:
         if job.state in stranded and job.id not in done:
@@ -89,10 +91,12 @@ def _tell_of_memory(found: list[SlurmJob], done: set[str], say: Callable[[str], 
             say(str(out_of_memory(job)))
 
 
-def jobs(folder: Path) -> list[SlurmJob]:
-    """Snakemake's jobs in a folder, queued, running or ended a short while ago; none while Slurm does not answer."""
+def jobs(folder: Path) -> list[SlurmJob] | None:
+    """Snakemake's jobs in a folder, queued, running or ended a short while ago; None while Slurm does not answer."""
     form = ",".join(f"{field}:|" for field in FIELDS)
     said = _told("squeue", "--me", "--states=all", "--noheader", f"--Format={form}")
+    if said is None:
+        return None
     rows = [line.split("|") for line in said.splitlines()]
     return [
         SlurmJob(id, state, code, comment.partition("_")[2].partition("_wildcards_")[0], Path(log.replace("%j", id)))
@@ -105,7 +109,7 @@ def jobs(folder: Path) -> list[SlurmJob]:
 def restarts(job: str) -> int:
     """How often Slurm has queued a job again; -1 where it does not say. Asked of Slurm, since Snakemake's plugin takes
     SLURM_RESTART_COUNT away from its jobs."""
-    said = _told("scontrol", "show", "job", "--oneliner", job)
+    said = _told("scontrol", "show", "job", "--oneliner", job) or ""
     found = re.search(rf"^JobId={re.escape(job)} .*\bRestarts=(\d+)", said, re.MULTILINE)
     return int(found[1]) if found else -1
 
@@ -129,32 +133,35 @@ def out_of_memory(job: SlurmJob) -> ClusterError:
     )  # fmt: skip
 
 
-def check_job_age(has_sacct: bool, first_look: float) -> None:
-    """See that Slurm remembers a job that has ended until the plugin asks squeue for it.
+def check_job_age(status_command: str, has_accounts: bool, first_look: float) -> None:
+    """See that Slurm remembers a job that has ended until the plugin asks for it.
 
     Args:
-        first_look: seconds until the plugin asks first; it takes sacct itself where Slurm forgets within three times
-            as many.
+        status_command: that the plugin is to ask, squeue or sacct. It takes squeue where there are no accounts, and
+            sacct where there are and squeue forgets within three times `first_look`.
+        first_look: seconds until it asks first.
 
     Raises:
-        ClusterError: it does not, and the plugin would wait for the job without end.
+        ClusterError: Slurm forgets sooner, and the plugin would wait for the job without end.
     """
-    found = re.search(r"^MinJobAge\s*=\s*(\d+)", _told("scontrol", "show", "config"), re.MULTILINE)
-    age = int(found[1]) if found else SEEN  # it does not say
-    if age < SEEN and not (has_sacct and age < 3 * first_look):
-        todo = "set `slurm-status-command: sacct` in slurm/profile.yaml" if has_sacct else "raise it, or keep accounts"
+    found = re.search(r"^MinJobAge\s*=\s*(\d+)", _told("scontrol", "show", "config") or "", re.MULTILINE)
+    age = int(found[1]) if found else 0  # it does not say; and 0 is for ever
+    asks_sacct = has_accounts and (status_command == "sacct" or age < 3 * first_look)
+    if 0 < age < SEEN and not asks_sacct:
         raise ClusterError(
-            "Slurm forgets jobs that have ended sooner than Snakemake asks for them",
-            where="MinJobAge in slurm.conf", expected=f"at least {SEEN} seconds, or accounting", got=age, todo=todo,
+            "Slurm forgets jobs that have ended sooner than Snakemake asks squeue for them",
+            where="MinJobAge in slurm.conf", expected=f"at least {SEEN} seconds", got=age,
+            todo="set `slurm-status-command: sacct` in slurm/profile.yaml" if has_accounts else "raise it",
         )  # fmt: skip
 
 
-def _told(*query: str) -> str:
-    """What a command of Slurm's says; nothing where it does not answer."""
+def _told(*query: str) -> str | None:
+    """What a command of Slurm's says; None where it does not answer."""
     try:
-        return subprocess.run(query, capture_output=True, text=True, timeout=60).stdout  # noqa: S603
+        run = subprocess.run(query, capture_output=True, text=True, timeout=60)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
-        return ""
+        return None
+    return None if run.returncode else run.stdout
 
 
 def _queue_again(job: str) -> str:

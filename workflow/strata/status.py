@@ -55,7 +55,8 @@ def needed(experiment: Experiment, variant: Variant) -> list[Job]:
 
 
 def state(root: Path, job: Job) -> str:
-    """`done`, `missing` or `damaged`."""
+    """`done`, `missing` or `damaged`. Raises StoreError for a store of another version."""
+    store.require_version(root)
     try:
         return "done" if store.find(root, job.id) else "missing"
     except StoreError:

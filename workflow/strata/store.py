@@ -90,7 +90,10 @@ def find(root: Path, id: str) -> Object | None:
     try:
         return _look(root, id)
     except (StoreError, FileNotFoundError):  # once more: it may have been moved away, and made anew, within this look
-        return _look(root, id)
+        try:
+            return _look(root, id)
+        except FileNotFoundError as error:
+            raise damaged(id, root / kind_of(id) / id, "files", "those that the manifest names", error) from None
 
 
 def _look(root: Path, id: str) -> Object | None:
@@ -166,7 +169,8 @@ def publish(root: Path, recipe: Recipe, build: Callable[[Path], Built], wait: bo
 
 
 def reject(root: Path, id: str, reason: str) -> Path | None:
-    """Move an object to quarantine with the reason beside it. Nothing is deleted. Returns where it went.
+    """Move an object to quarantine with the reason beside it. Nothing is deleted. Returns where it went,
+    or None where it was not, or no longer.
 
     Raises:
         StoreError: the store is of another version, and so nobody here can tell what is damaged.
@@ -178,8 +182,11 @@ def reject(root: Path, id: str, reason: str) -> Path | None:
         return None
     place = root / "quarantine" / f"{id}.{secrets.token_hex(4)}"
     place.parent.mkdir(parents=True, exist_ok=True)
-    path.chmod(0o755)  # a folder that is read-only cannot be moved to another parent
-    path.rename(place)
+    try:
+        path.chmod(0o755)  # a folder that is read-only cannot be moved to another parent
+        path.rename(place)
+    except FileNotFoundError:  # another process has done it
+        return None
     place.chmod(0o555)
     place.with_name(f"{place.name}.txt").write_text(reason + "\n", encoding="utf-8")
     return place

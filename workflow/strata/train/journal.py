@@ -13,7 +13,6 @@ from typing import Any
 
 from strata.disk import write_atomically
 from strata.errors import TrainingError
-from strata.scratch import sweep
 
 LOG = "log.jsonl"
 
@@ -24,7 +23,8 @@ class Journal:
     def __init__(self, folder: Path, step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / LOG
-        sweep(folder, f".{LOG}")  # of one that was killed within the rewriting below
+        for scratch in folder.glob(f".{LOG}.*"):  # of one that was killed, on any machine, at the rewriting below
+            scratch.unlink()
         kept = [line for line in self._lines() if line["step"] <= step] if step else []
         self._board = _board(folder, step)
         write_atomically(self._file, "".join(json.dumps(line) + "\n" for line in kept).encode())

@@ -1,4 +1,7 @@
-"""Metadata of a snapshot, which torch writes as a pickle: read by known names alone, so that no file runs anything."""
+"""Metadata of a snapshot, which torch writes as a pickle: read by known names alone, so that no file runs anything.
+
+Of what it lists, all is tensors, which torch reads as weights alone; other objects it would unpickle without asking.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,13 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from strata.errors import TrainingError
 
 _TYPES = (
-    "Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata", "BytesStorageMetadata",
-    "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING",
+    "Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata", "MetadataIndex", "StorageMeta",
+    "_MEM_FORMAT_ENCODING",
 )  # fmt: skip
 KNOWN = {
     *(("torch.distributed.checkpoint.metadata", name) for name in _TYPES),
@@ -32,7 +35,7 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name}")
 
 
-class Reader(FileSystemReader):
+class Reader(FileSystemReader):  # type: ignore[misc]
     """torch's reader of distributed checkpoints, with another way to open their metadata."""
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
@@ -40,10 +43,15 @@ class Reader(FileSystemReader):
         file = Path(self.path) / ".metadata"
         try:
             with file.open("rb") as stream:
-                found: Metadata = _Unpickler(stream).load()
+                found = _Unpickler(stream).load()
+            if not isinstance(found, Metadata):
+                raise pickle.UnpicklingError(type(found).__name__)
+            listed = found.state_dict_metadata.values()
+            if others := {type(item).__name__ for item in listed if not isinstance(item, TensorStorageMetadata)}:
+                raise pickle.UnpicklingError(", ".join(sorted(others)))
         except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, TypeError, ValueError) as error:
             raise TrainingError(
-                "the metadata of a snapshot is not what torch writes", where=file, expected="names of torch's own",
+                "the metadata of a snapshot is not what torch writes", where=file, expected="a table of tensors",
                 got=error, todo="remove the snapshot; training goes on from the one before",
             ) from None  # fmt: skip
         found.storage_meta = found.storage_meta or StorageMeta()
