@@ -46,16 +46,16 @@ def test_on_a_cpu_each_rule_asks_for_one_task_with_threads_memory_and_time(tmp_p
     ask = "--requeue --ntasks=1 --cpus-per-task"
     train = "--nodes=1 --requeue --ntasks=1 --cpus-per-task=4 --signal=TERM@300"
     assert lines(experiment(tmp_path, llama)) == {
-        "init": f"-t 20 --mem 2500 {ask}=2",
-        "analyze": f"-t 30 --mem 2500 {ask}=4",
-        "merge": f"-t 20 --mem 900 {ask}=4",
+        "init": f"-t 20 --mem 2500 {ask}=1",
+        "analyze": f"-t 30 --mem 2500 {ask}=1",
+        "merge": f"-t 20 --mem 900 {ask}=1",
         "tokenize": f"-t 120 --mem 3000 {ask}=4",
-        "reference": f"-t 30 --mem 3004 {ask}=4",
+        "reference": f"-t 30 --mem 3004 {ask}=1",
         "pretrain": f"-t 30 --mem 3003 {train}",
         "sft": f"-t 31 --mem 3030 {train}",
         "dpo": f"-t 31 --mem 3058 {train}",
         "encode": f"-t 80 --mem 3000 {ask}=2",
-        "evaluate": f"-t 100 --mem 3000 {ask}=4",
+        "evaluate": f"-t 100 --mem 3000 {ask}=1",
     }
 
 
@@ -63,11 +63,11 @@ def test_on_gpus_only_what_runs_a_model_asks_for_them_and_two_nodes_for_the_same
     tmp_path: Path, llama: Path
 ) -> None:
     folder = experiment(tmp_path, llama, "cuda", ", processes: 8", ", processes: 16, nodes: 2")
-    ask, gpu = "--requeue --ntasks=1 --cpus-per-task", "--requeue --cpus-per-task=4 --gpus=1"
+    ask, gpu = "--requeue --ntasks=1 --cpus-per-task", "--requeue --cpus-per-task=1 --gpus=1"
     assert lines(folder) == {
-        "init": f"-t 20 --mem 2500 {ask}=2",
+        "init": f"-t 20 --mem 2500 {ask}=1",
         "analyze": f"-t 30 --mem 2500 {gpu}",
-        "merge": f"-t 20 --mem 900 {ask}=4",
+        "merge": f"-t 20 --mem 900 {ask}=1",
         "tokenize": f"-t 120 --mem 3000 {ask}=4",
         "reference": f"-t 30 --mem 3000 {gpu}",
         "pretrain": "-t 30 --mem 3000 --nodes=1 --requeue --cpus-per-task=4 --signal=TERM@300 --gpus=1",

@@ -138,9 +138,10 @@ def while_it_runs(run: subprocess.Popen[str]) -> Iterator[None]:
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps of the long training that its log has."""
+    """The steps of the long training that its log has, but for a line that is being written."""
     logs = folder.glob("results/training/*/log.jsonl")
-    return [json.loads(line)["step"] for log in logs for line in log.read_text().splitlines() if '"step"' in line]
+    lines = (line for log in logs for line in log.read_text().splitlines(keepends=True) if line.endswith("}\n"))
+    return [json.loads(line)["step"] for line in lines]
 
 
 def interruptible() -> None:
