@@ -113,6 +113,8 @@ def test_a_small_model_has_one_thread_so_that_more_jobs_run_at_a_time() -> None:
     small = SOLAR.model_copy(update={"bytes": 10**7})
     for operation in ("init", "merge", "evaluate"):
         assert request(job(operation, small)).threads == 1 < request(job(operation, SOLAR)).threads
+    parameters = job("evaluate", small).recipe.parameters | {"tasks": {"mmlu": {"kind": "harness"}}}
+    assert request(Job(Recipe("evaluate", parameters), small)).threads == 4
 
 
 def test_what_goes_on_asks_for_a_day_at_most_and_what_would_begin_anew_for_all_it_takes() -> None:

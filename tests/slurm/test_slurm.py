@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -60,23 +61,40 @@ def with_training(folder: Path, tokens: int = TOKENS, seed: int = 1, more: str =
     return f"results/checkpoints/{id}.json"
 
 
-def with_diary(folder: Path) -> Path:
-    """Add something to learn from to the experiment in `folder`."""
-    (folder / "diary").mkdir()
-    for day in range(3):
-        text = " ".join(f"On day {day} I counted {n * 3} ants." for n in range(60))
-        (folder / "diary" / f"{day}.txt").write_text(text)
-    source = f"  diary: {{path: {folder / 'diary'}, sha256: {tree_sha256(folder / 'diary')}}}\n"
+def with_texts(folder: Path) -> Path:
+    """Add something to learn from, and something to hold out, to the experiment in `folder`."""
+    sources = ""
+    for name, words in (
+        ("diary", "On day {} I counted {} ants."),
+        ("letters", "Letter {} says that {} geese are here."),
+    ):
+        (folder / name).mkdir()
+        for day in range(3):
+            (folder / name / f"{day}.txt").write_text(" ".join(words.format(day, n * 3) for n in range(60)))
+        sources += f"  {name}: {{path: {folder / name}, sha256: {tree_sha256(folder / name)}}}\n"
     text = (folder / "config.yaml").read_text()
-    (folder / "config.yaml").write_text(text.replace("variants:", f"{source}variants:", 1))
+    (folder / "config.yaml").write_text(text.replace("variants:", f"{sources}variants:", 1))
     return folder
+
+
+def default_variants() -> str:
+    """The variants of the default experiment, made to fit a model of four layers and a few pages."""
+    text = (REPOSITORY / "config.yaml").read_text().split("\nvariants:\n")[1].split("\nsuites:")[0] + "\n"
+    for old, new in (
+        ("smollm2, architecture: llama", "m"), ("drop: 6", "drop: 1"), ("group: 6", "group: 3"), ("25_000", "1_280"),
+        ("length: 512", "length: 64"), ("speeches-1900s", "diary"), ("speeches-2010s", "letters"), ("8_192", "256"),
+        ("4_096", "256"),
+    ):  # fmt: skip
+        assert old in text, old
+        text = text.replace(old, new)
+    return text
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
     """An experiment with a base, a merge and tokens made, so that what is left of a training is one job; and what that
     training comes to if nothing disturbs it."""
-    folder = with_diary(write_experiment(tmp_path_factory.mktemp("prepared"), llama, VARIANTS))
+    folder = with_texts(write_experiment(tmp_path_factory.mktemp("prepared"), llama, VARIANTS))
     target = with_training(folder)
     done = snakemake(folder, target, "--configfile", "config.yaml", "long.yaml", *ONE_THREAD)
     assert done.returncode == 0, done.stdout
@@ -180,11 +198,9 @@ def preempt() -> None:
 def test_a_whole_experiment_runs_and_three_jobs_of_one_gpu_share_two_gpus(
     idle: Path, tmp_path: Path, llama: Path
 ) -> None:
-    """Everything from nothing: sources, a base, merges, tokens, a trained variant, scores and the report."""
-    folder = with_diary(write_experiment(tmp_path, llama, VARIANTS))
-    trained = with_training(folder, 1_280)
-    files = ("--configfile", "config.yaml", "long.yaml")
-    run = start(folder, "all", "--set-resources", "evaluate:gpu=1", *files)
+    """The default experiment, of a model that is small enough, from nothing to the report."""
+    folder = with_texts(write_experiment(tmp_path, llama, default_variants()))
+    run = start(folder, "all", "--set-resources", "evaluate:gpu=1")
     most, waited = 0, False
     for _ in while_it_runs(run):
         rows = [line.split("|") for line in told("squeue", "-h", "-o", "%T|%r|%k").splitlines()]
@@ -193,9 +209,10 @@ def test_a_whole_experiment_runs_and_three_jobs_of_one_gpu_share_two_gpus(
         waited = waited or ("PENDING", "Resources") in evaluations
     end(run)
     assert most == 2 and waited
-    assert (folder / "results/report/report.html").exists() and (folder / trained).exists()
-    assert "\nlong," in (folder / "results/report/scores.csv").read_text()
-    assert strata(folder, "verify", *files).returncode == 0
+    assert (folder / "results/report/report.html").exists()
+    scored = [line.split(",")[0] for line in (folder / "results/report/scores.csv").read_text().splitlines()[1:]]
+    assert set(scored) == set(re.findall(r"^  ([\w-]+):", default_variants(), re.MULTILINE))
+    assert strata(folder, "verify").returncode == 0
 
 
 def test_a_job_that_is_preempted_and_queued_again_ends_with_the_same_result(idle: Path, folder: Path) -> None:
@@ -251,10 +268,12 @@ def test_before_the_time_is_over_training_is_told_and_writes_a_snapshot(idle: Pa
     same(folder)
 
 
-def test_a_job_that_is_killed_for_its_memory_names_mem_mb(idle: Path, folder: Path) -> None:
-    run = train(folder, "--set-resources", "pretrain:mem_mb=200", "--retries", "0")
-    output = end(run, 1)
+def test_a_job_that_is_killed_for_its_memory_names_mem_mb_and_goes_on_with_more(idle: Path, folder: Path) -> None:
+    run = train(folder, "--set-resources", "pretrain:mem_mb=200*attempt**4")
+    output = end(run)
     assert "was killed for want of memory" in output and "raise `mem_mb` of pretrain" in output
+    assert "Trying to restart" in output
+    same(folder)
 
 
 def test_the_controller_may_restart(idle: Path, folder: Path) -> None:

@@ -39,6 +39,13 @@ def test_a_fresh_run_has_one_job_for_each_artefact(tmp_path: Path, llama: Path) 
     assert planned(folder) == {"fetch": 2, "init": 1, "merge": 2, "encode": 1, "evaluate": 3, "links": 1, "report": 1}
 
 
+def test_a_suites_groups_are_jobs_of_their_own(tmp_path: Path, llama: Path) -> None:
+    folder = write_experiment(tmp_path, llama)
+    text = (folder / "tiny.yaml").read_text()
+    (folder / "tiny.yaml").write_text(text.replace("  all: [text, next]", "  a: [text]\n  b: [next]"))
+    assert planned(folder)["evaluate"] == 2 * 3
+
+
 def test_a_second_run_does_nothing(finished: Path) -> None:
     run = snakemake(finished)
     assert run.returncode == 0

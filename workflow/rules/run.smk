@@ -8,7 +8,7 @@ import threading
 import time
 
 from strata.disk import disk_errors
-from strata.errors import ClusterError
+from strata.errors import ClusterError, SpaceError
 from strata.garbage import mark, sweep_dead
 from strata.slurm import check_job_age, watch
 
@@ -28,6 +28,8 @@ def keep_what_is_needed():
             mark(RESULTS, CONFIG_FILES, EXPERIMENT)
     except StrataError as error:
         refuse(error)
+    except OSError as error:
+        refuse(SpaceError("a path cannot be used", where=error.filename, got=error.strerror))
     refuse_if_gone()
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from strata import progress
@@ -56,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _say(message: str) -> None:
     print(message, file=progress.terminal)
     if progress.terminal is not sys.stderr:
-        print(message, file=sys.stderr)  # into the log as well
+        with suppress(OSError):  # which may lie on the disk that is full
+            print(message, file=sys.stderr, flush=True)  # into the log as well
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -139,8 +139,8 @@ def collect(root: Path, pieces: Sequence[Piece], keep: Iterable[str] = ()) -> li
             if place := _put_aside(root, piece.path):
                 places[place] = piece
         while back := _needed_again(root, places, kept):  # and then what those were made from
-            places = {place: piece for place, piece in places.items() if place not in back}
             _bring_back(root, back)
+            places = {place: piece for place, piece in places.items() if place not in back}
     except BaseException:
         _bring_back(root, places)
         raise
@@ -179,11 +179,14 @@ def _put_aside(root: Path, path: Path) -> Path | None:
     place.parent.mkdir(exist_ok=True)
     try:
         path.chmod(0o755)  # a folder that is read-only cannot be moved to another parent
+    except (FileNotFoundError, PermissionError):
+        return None
+    try:
         os.utime(path)
         if _is_object(root, path):
             store.target(root, path.name).unlink(missing_ok=True)
         path.rename(place)
-    except (FileNotFoundError, PermissionError):
+    except FileNotFoundError:
         return None
     return place
 
@@ -193,6 +196,8 @@ def _bring_back(root: Path, places: Mapping[Path, Piece]) -> None:
     failed: list[Exception] = []
     for place, piece in places.items():
         try:
+            if not place.exists():  # it is back already, or turned out to be damaged
+                continue
             if _is_object(root, piece.path):
                 store.restore(root, piece.path.name, place)
             elif not piece.path.exists():

@@ -51,7 +51,12 @@ def verify(root: Path, ids: Iterable[str]) -> Iterator[tuple[str, str, StoreErro
                 store.target(root, id).unlink(missing_ok=True)
             yield id, "ok" if found else "not built", None
         except StoreError as error:
-            place = store.reject(root, id, str(error))
+            try:
+                place = store.reject(root, id, str(error))
+            except PermissionError:
+                error.details["do"] = store.NOT_OURS
+                yield id, "DAMAGED, and another user's", error
+                continue
             error.details["do"] = f"run snakemake: it is built anew. What is damaged lies in {place or 'quarantine'}"
             yield id, "DAMAGED, now in quarantine", error
 

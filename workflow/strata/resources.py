@@ -30,7 +30,7 @@ MINUTES = {
 }  # fmt: skip
 TASK_MINUTES = {"encode": 20, "evaluate": 40}  # for each of a group's tasks
 THREADS = {"fetch": 1, "init": 2, "encode": 2}  # 4 for the rest
-SMALL_MB = 50  # a smaller model is read and run in less time than Python starts in: one thread, and more jobs at a time
+SMALL_MB = 50  # a smaller model is built, and scored on a small suite, in less time than Python starts in
 # Operations per second of a training step: half of what 2 cores do with a 0.2 B model in float32, and a tenth of what
 # an H100 can in bfloat16. An upper bound of the time, not a forecast.
 SPEED = {"cpu": 4e10, "cuda": 1e14}
@@ -66,10 +66,9 @@ def request(job: Job, attempt: int = 1) -> Request:
     uses_model = operation in ("analyze", "reference", "evaluate", *TRAINING)
     minutes = MINUTES[operation] + _task_minutes(job, size_mb) + _training_minutes(job)
     growth = 1 + 0.5 * (attempt - 1)
-    is_small = job.shape is not None and size_mb < SMALL_MB and operation not in TRAINING
     longest = DAY if operation in (*TRAINING, "evaluate") else NEVER
     return Request(
-        threads=1 if is_small else THREADS.get(operation, 4) * job.processes,
+        threads=1 if _is_brief(job, size_mb) else THREADS.get(operation, 4) * job.processes,
         mem_mb=round((LIBRARIES_MB[operation] * job.processes // job.nodes + _weights_mb(job)) * growth),
         runtime=min(round(minutes * growth), longest),
         disk_mb=round(_disk_mb(job, size_mb) * growth),
@@ -93,6 +92,13 @@ def across(asked: Request) -> dict[str, int | str | None]:
         "gres": f"gpu:{each}" if asked.gpus else None,
         "mpi": "srun",
     }
+
+
+def _is_brief(job: Job, size_mb: int) -> bool:
+    """Whether one thread is as good as several, so that more such jobs run at a time. lm-eval's tasks may be large."""
+    tasks = job.recipe.parameters.get("tasks", {}).values()
+    is_small = job.shape is not None and size_mb < SMALL_MB
+    return is_small and job.recipe.operation not in TRAINING and all(task.get("kind") != "harness" for task in tasks)
 
 
 def _weights_mb(job: Job) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -49,8 +50,7 @@ def watch(
     Returns:
         What looks once more, at the end of a run that failed.
     """
-    answers = (jobs(folder) for _ in range(TRIES))
-    done = {job.id for job in next((found for found in answers if found is not None), [])}  # of earlier runs
+    done = {job.id for job in _first(folder)}  # of earlier runs
     stranded = ("PREEMPTED", "NODE_FAIL") if requeues else ("PREEMPTED",)
 
     def go_on() -> None:
@@ -66,6 +66,16 @@ def watch(
 
     threading.Thread(target=go_on, daemon=True).start()
     return last
+
+
+def _first(folder: Path) -> list[SlurmJob]:
+    """The jobs that there are at the start of a run, asked for until Slurm answers, but not without end."""
+    for _ in range(TRIES):
+        found = jobs(folder)
+        if found is not None:
+            return found
+        time.sleep(LOOK / TRIES)
+    return []
 
 
 def _look(folder: Path, stranded: Sequence[str], done: set[str], say: Callable[[str], None]) -> ClusterError | None:

@@ -28,6 +28,7 @@ from strata.scratch import scratch_folder, sweep
 FORMAT = 1
 MANIFEST = "manifest.json"
 MARKER = "store.json"
+NOT_OURS = "it is another user's: let them run `strata store verify`, then run again"
 HASHED_ON_READ = 16 << 20  # bytes; larger files are hashed by a full verification only
 
 
@@ -221,7 +222,11 @@ def _rejecting(root: Path, id: str) -> Iterator[None]:
     try:
         yield
     except StoreError as error:
-        place = reject(root, id, str(error))
+        try:
+            place = reject(root, id, str(error))
+        except PermissionError:
+            error.details["do"] = NOT_OURS
+            raise error from None
         if place is None:
             raise
         error.details["do"] = f"run again: it is built anew. What is damaged was moved to {place}"

@@ -24,7 +24,7 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / LOG
         for scratch in folder.glob(f".{LOG}.*"):  # of one that was killed, on any machine, at the rewriting below
-            scratch.unlink()
+            scratch.unlink(missing_ok=True)
         kept = [line for line in self._lines() if line["step"] <= step] if step else []
         self._board = _board(folder, step)
         write_atomically(self._file, "".join(json.dumps(line) + "\n" for line in kept).encode())

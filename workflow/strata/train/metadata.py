@@ -25,6 +25,7 @@ KNOWN = {
     ("torch.serialization", "_get_layout"),
     ("torch", "Size"),
     ("pathlib", "PosixPath"),
+    ("pathlib._local", "PosixPath"),  # Python 3.13's name for it
 }
 
 
