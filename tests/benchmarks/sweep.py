@@ -23,7 +23,7 @@ LAYERS, WIDTH = 26, 128
 
 
 def write_sweep(folder: Path, variants: int) -> None:
-    """The tests' small experiment with this many merges, all different."""
+    """The tests' small experiment with this many merges. Some of many are the same layers in other words."""
     model = save_model(folder / "model", num_hidden_layers=LAYERS, hidden_size=WIDTH, intermediate_size=4 * WIDTH)
     plans = ((drop, group) for drop in range(LAYERS // 2) for group in range(1, LAYERS - drop + 1))
     lines = ["  base: {init: {source: m}}\n"]
