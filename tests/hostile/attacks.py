@@ -61,9 +61,9 @@ def refused(root: Path, code: int, words: list[str], *arguments: str | Path) -> 
 
 
 def assert_told(said: str, words: list[str]) -> None:
-    """One message that says what, where, what was expected or found, and what is to be done, and no traceback."""
+    """One message that says what, where, what was expected, what was found, and what is to be done, and no traceback."""
     assert said.count("error: ") == 1 and "Traceback" not in said, said
-    assert "  where:" in said and ("  expected:" in said or "  got:" in said) and "  do:" in said, said
+    assert "  where:" in said and "  expected:" in said and "  got:" in said and "  do:" in said, said
     for word in words:
         assert word in said, f"{word!r} is not in: {said}"
 

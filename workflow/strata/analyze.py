@@ -52,6 +52,7 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
         raise EvaluationError(
             "hidden states are not numbers",
             where=checkpoint.path,
+            expected="numbers",
             got="NaN or infinity",
             todo="the model overflows: try `dtype: float32`",
         )

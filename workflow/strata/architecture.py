@@ -38,7 +38,8 @@ def as_llama(config: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(key for key, value in config.items() if value and key not in _LEFT and key not in _SHARED)
     if unknown:
         raise CheckpointError(
-            "a Llama config has no such key", where="config.json", got=", ".join(unknown),
+            "a Llama config has no such key", where="config.json", expected="keys that transformers' LlamaConfig has",
+            got=", ".join(unknown),
             todo="leave `architecture` out: the model stays what it is",
         )  # fmt: skip
     llama = {key: config[key] for key in _SHARED if key in config}

@@ -59,6 +59,7 @@ def combine(
                     "the result is not finite",
                     where=f"tensor {target.name}",
                     expected=f"numbers that {target.dtype} can hold" if whole else "sources without NaN or infinity",
+                    got="NaN or infinity",
                     todo="choose a `dtype` with a larger range: bfloat16 or float32" if whole else "mend the model",
                 )
             if is_cast:
@@ -112,6 +113,9 @@ def _read(handle: int, tensor: Tensor, begin: int, count: int) -> Any:
     dtype = _TYPES[tensor.dtype]
     wanted = min(CHUNK, count - begin) * dtype.itemsize
     buffer = bytearray(wanted)
-    if os.preadv(handle, [buffer], tensor.begin + begin * dtype.itemsize) != wanted:
-        raise CheckpointError("the file ended early", where=f"tensor {tensor.name}", expected=f"{wanted} bytes")
+    found = os.preadv(handle, [buffer], tensor.begin + begin * dtype.itemsize)
+    if found != wanted:
+        raise CheckpointError(
+            "the file ended early", where=f"tensor {tensor.name}", expected=f"{wanted} bytes", got=found
+        )
     return torch.frombuffer(buffer, dtype=dtype)

@@ -239,4 +239,5 @@ def _unfit(tokenizer: Any, what: str, expected: str, got: str = "", todo: str = 
 
 def _unfit_template(conversation: Conversation, what: str, got: str, todo: str = "") -> TrainingError:
     todo = todo or "set another `template`, or leave such rows out of the data"
-    return TrainingError(what, where=conversation.where, got=got, todo=todo)
+    expected = "a template that tells prompts from answers"
+    return TrainingError(what, where=conversation.where, expected=expected, got=got, todo=todo)

@@ -84,6 +84,7 @@ def open_checkpoint(found: Object) -> Checkpoint:
         raise CheckpointError(
             "shards and tensors.json differ",
             where=path,
+            expected="the same names, dtypes and shapes",
             got=f"in {some([*wrong, *entries])}",
             todo="run `strata verify`",
         )
@@ -315,4 +316,4 @@ def _differ(what: str, where: Path, expected: Mapping[str, Any], got: Mapping[st
     wrong = [name for name in expected.keys() & got.keys() if expected[name] != got[name]]
     found = [f"missing {some(missing)}"] * bool(missing) + [f"not expected {some(extra)}"] * bool(extra)
     found += [f"{name} is {got[name]}, not {expected[name]}" for name in sorted(wrong)[:5]]
-    return CheckpointError(what, where=where, got="; ".join(found))
+    return CheckpointError(what, where=where, expected=f"{len(expected)} tensors", got="; ".join(found))

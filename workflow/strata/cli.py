@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except OSError as error:
-        _say(f"error: {SpaceError('a path cannot be used', where=error.filename or 'see the log', got=error.strerror)}")
+        where, expected = error.filename or "see the log", "a path that can be read, and written where results go"
+        _say(f"error: {SpaceError('a path cannot be used', where=where, expected=expected, got=error.strerror)}")
         return SpaceError.exit_code
     except Exception as error:
         import traceback
@@ -216,12 +217,16 @@ def _redo(options: argparse.Namespace) -> None:
     status.variant_of(experiment, options.name)
     if options.root != Path("results"):
         raise UsageError(
-            "redo builds in `results` alone", where="--root", got=options.root, todo="run it in the folder above"
+            "redo builds in `results` alone",
+            where="--root",
+            expected="results",
+            got=options.root,
+            todo="run it in the folder above",
         )
     if any(Path(".snakemake/locks").glob("*")):
         raise UsageError(
             "snakemake is running here, or was killed", where=Path(".snakemake/locks").absolute(),
-            expected="no lock",
+            expected="no lock", got="a lock",
             todo="wait for it, or run `snakemake --unlock`",
         )  # fmt: skip
     jobs = (experiment.variants[options.name].job, *experiment.variants[options.name].evaluations)
@@ -230,6 +235,7 @@ def _redo(options: argparse.Namespace) -> None:
         raise UsageError(
             "nothing to redo: it has not been built",
             where=options.root,
+            expected="a variant that is built, at least in part",
             got=options.name,
             todo="build it with snakemake, see the README",
         )
@@ -242,7 +248,8 @@ def _redo(options: argparse.Namespace) -> None:
         for id, (place, _) in moved.items():
             store.restore(options.root, id, place)
         raise UsageError(
-            "the rebuild failed, and what was there before is back", where=goal, got=f"snakemake exited with {code}",
+            "the rebuild failed, and what was there before is back", where=goal, expected="exit code 0",
+            got=f"snakemake exited with {code}",
             todo="see its messages above",
         )  # fmt: skip
     for id, (_, before) in moved.items():

@@ -256,5 +256,6 @@ def _refuse_code(document: Document) -> None:
             "`__use_yte__` makes a config run code",
             where=document.where(("__use_yte__",)),
             expected="values",
+            got="the key",
             todo="write the values out; templating is not supported",
         )

@@ -52,9 +52,21 @@ def disk_errors(root: Path, name: str = "the store") -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(root).free if root.is_dir() else 0
             todo = "free some space and run again: nothing half-written was left"
-            raise SpaceError("the disk is full", where=where, got=f"{free:,} bytes free", todo=todo) from None
+            raise SpaceError(
+                "the disk is full",
+                where=where,
+                expected="room for what is written",
+                got=f"{free:,} bytes free",
+                todo=todo,
+            ) from None
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             todo = "make it writable, or use another folder"
-            raise SpaceError(f"cannot write to {name}", where=where, got=error.strerror, todo=todo) from None
+            raise SpaceError(
+                f"cannot write to {name}",
+                where=where,
+                expected="a place that takes files",
+                got=error.strerror,
+                todo=todo,
+            ) from None
         error.filename = error.filename or str(root)  # a write that fails does not tell where
         raise

@@ -67,7 +67,7 @@ def _check_depth(text: str, file: Path) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEEPEST:
             where = f"{file}:{event.start_mark.line + 1}" if event.start_mark else file
-            raise ConfigError("nested too deeply", where=where, expected=f"at most {_DEEPEST} levels")
+            raise ConfigError("nested too deeply", where=where, expected=f"at most {_DEEPEST} levels", got="more")
 
 
 def read(file: Path) -> Document:
@@ -79,16 +79,19 @@ def read(file: Path) -> Document:
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise ConfigError("cannot read the file", where=file, got=error.strerror) from None
+        raise ConfigError(
+            "cannot read the file", where=file, expected="a file that can be read", got=error.strerror
+        ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(
-            "the file is not UTF-8", where=file, got=f"byte {error.start}", todo="save it as UTF-8"
+            "the file is not UTF-8", where=file, expected="UTF-8", got=f"byte {error.start}", todo="save it as UTF-8"
         ) from None
     if token := _TOKEN.search(text):  # before anything else, since any other message may quote it
         raise ConfigError(
             "a hub token stands in this file",
             where=f"{file}:{text.count(chr(10), 0, token.start()) + 1}",
             expected="no secret in a config: it is read, logged and shared",
+            got="text that has a token's form",
             todo="remove and revoke it; set HF_TOKEN in the environment instead",
         )
     try:
@@ -96,11 +99,13 @@ def read(file: Path) -> Document:
         root = yaml.compose(text, Loader=Loader)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError("not valid YAML", where=f"{file}{line}", got=error.problem or error.context) from None
+        raise ConfigError(
+            "not valid YAML", where=f"{file}{line}", expected="YAML 1.1", got=error.problem or error.context
+        ) from None
     except yaml.YAMLError as error:
-        raise ConfigError("not valid YAML", where=file, got=str(error)) from None
+        raise ConfigError("not valid YAML", where=file, expected="YAML 1.1", got=str(error)) from None
     if root is None:
-        raise ConfigError("the file is empty", where=file, expected="key: value")
+        raise ConfigError("the file is empty", where=file, expected="key: value", got="nothing")
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(
             "not a mapping at the top",
@@ -113,7 +118,11 @@ def read(file: Path) -> Document:
         return Document(_build(root, (), file, marks), marks)
     except RecursionError:
         raise ConfigError(
-            "an alias inside its own anchor", where=file, expected="values", todo="write the values out"
+            "an alias inside its own anchor",
+            where=file,
+            expected="values",
+            got="an alias of what it stands in",
+            todo="write the values out",
         ) from None
 
 
@@ -140,11 +149,16 @@ def _build(node: yaml.Node, path: Key, file: Path, marks: dict[Key, Mark]) -> An
     mark = Mark(file, node.start_mark.line + 1, node.start_mark.index, node.end_mark.index)
     marks.setdefault(path, mark)
     if len(marks) > _MOST:  # a few lines of aliases of aliases make a tree that no memory holds
-        raise ConfigError("more values than a config can have", where=mark, expected=f"at most {_MOST:,}")
+        raise ConfigError(
+            "more values than a config can have",
+            where=mark,
+            expected=f"at most {_MOST:,}",
+            got="more, with what its aliases stand for",
+        )
     if isinstance(node, yaml.ScalarNode):
         return _scalar(node, f"{mark}, {dotted(path)}".rstrip(", "))
     if node.tag not in (_TAG + "map", _TAG + "seq"):
-        raise ConfigError("YAML tags are not allowed", where=mark, got=node.tag, todo="write plain values")
+        raise _tagged(node, mark)
     if isinstance(node, yaml.SequenceNode):
         return [_build(item, (*path, n), file, marks) for n, item in enumerate(node.value)]
     assert isinstance(node, yaml.MappingNode)
@@ -157,14 +171,30 @@ def _pairs(node: yaml.MappingNode, path: Key, file: Path, marks: dict[Key, Mark]
         line = key_node.start_mark.line + 1
         where = f"{file}:{line}" + (f", {dotted(path)}" if path else "")
         if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == _TAG + "merge":
-            raise ConfigError("only plain keys are allowed", where=where, got=key_node.tag, todo="write the keys out")
+            raise ConfigError(
+                "only plain keys are allowed",
+                where=where,
+                expected="text as key",
+                got=key_node.tag,
+                todo="write the keys out",
+            )
         key = _scalar(key_node, where)
         if not isinstance(key, str):
             raise ConfigError(
-                "a key is not text", where=where, got=key_node.value, todo=f'quote it: "{key_node.value}"'
+                "a key is not text",
+                where=where,
+                expected="text",
+                got=key_node.value,
+                todo=f'quote it: "{key_node.value}"',
             )
         if key in seen:
-            raise ConfigError(f"duplicate key `{key}`", where=where, got=f"also on line {seen[key]}", todo="keep one")
+            raise ConfigError(
+                f"duplicate key `{key}`",
+                where=where,
+                expected="each key once",
+                got=f"also on line {seen[key]}",
+                todo="keep one",
+            )
         seen[key] = line
         # A block value may start lines below its key: the key's line is where a reader looks.
         marks[(*path, key)] = Mark(file, line, value.start_mark.index, value.end_mark.index)
@@ -175,9 +205,14 @@ def _scalar(node: yaml.ScalarNode, where: str) -> Any:
     text, tag = node.value, node.tag.removeprefix(_TAG)
     if node.style:  # quoted, or a block of text
         if tag != "str":
-            raise ConfigError("YAML tags are not allowed", where=where, got=node.tag, todo="write plain values")
+            raise _tagged(node, where)
         if found := _CONTROL.search(text):
-            raise ConfigError("a character that no name or path can have", where=where, got=repr(found[0]))
+            raise ConfigError(
+                "a character that no name or path can have",
+                where=where,
+                expected="letters that can be printed",
+                got=repr(found[0]),
+            )
         return text
     if tag == "null":
         return None
@@ -197,7 +232,7 @@ def _scalar(node: yaml.ScalarNode, where: str) -> Any:
                 if math.isfinite(value := float(text.replace("_", ""))):
                     return value
             except ValueError:  # an explicit !!float on something else
-                raise ConfigError("YAML tags are not allowed", where=where, got=node.tag) from None
+                raise _tagged(node, where) from None
         raise _ambiguous(text, where, "not a finite decimal number", "write a decimal number")
     if tag == "str":
         if _EXPONENT.match(text):
@@ -206,7 +241,19 @@ def _scalar(node: yaml.ScalarNode, where: str) -> Any:
             )
         return text
     todo = f'quote it: "{text}"' if tag == "timestamp" else "write plain values"
-    raise ConfigError(f"`{text}` is not a plain value", where=where, got=node.tag, todo=todo)
+    raise ConfigError(
+        f"`{text}` is not a plain value",
+        where=where,
+        expected="text, a number, true, false or null",
+        got=node.tag,
+        todo=todo,
+    )
+
+
+def _tagged(node: yaml.Node, where: object) -> ConfigError:
+    return ConfigError(
+        "YAML tags are not allowed", where=where, expected="plain values", got=node.tag, todo="write the value out"
+    )
 
 
 def _spelled(text: str) -> str:
@@ -218,4 +265,10 @@ def _spelled(text: str) -> str:
 
 
 def _ambiguous(text: str, where: str, why: str, todo: str) -> ConfigError:
-    return ConfigError(f"`{text}` means different things to different YAML readers", where=where, got=why, todo=todo)
+    return ConfigError(
+        f"`{text}` means different things to different YAML readers",
+        where=where,
+        expected="a value that all of them read as one",
+        got=why,
+        todo=todo,
+    )

@@ -91,7 +91,9 @@ def read_samples(found: Object, task: str) -> Samples:
 def _check_unseen(root: Path, name: str, asked: Asked, sources: Sequence[str]) -> None:
     """Refuse a task of which the checkpoint's training data, the tokens among `sources`, holds a document."""
     for id in sources:
-        seen = overlap(store.require(root, id), asked.texts) if kind_of(id) == KINDS["tokenize"] else []
+        if kind_of(id) != KINDS["tokenize"]:
+            continue
+        seen = overlap(store.require(root, id, store.verify), asked.texts)
         if seen:
             raise EvaluationError(
                 "the checkpoint was trained on what it would be scored on", where=f"task {name}, document {seen[0]}",
@@ -127,7 +129,9 @@ def _run(
     loaded = {"tasks": tasks, "groups": {}, "group_map": {}}
     results = lm_eval.evaluate(model, loaded, bootstrap_iters=0, log_samples=True)
     if results is None:
-        raise EvaluationError("lm-eval returned nothing", where=checkpoint.path, expected="results of rank 0")
+        raise EvaluationError(
+            "lm-eval returned nothing", where=checkpoint.path, expected="results of rank 0", got="nothing"
+        )
     return results
 
 

@@ -56,7 +56,12 @@ def resolve(config: schema.Config, document: Document) -> Experiment:
     loaded = [suites.load(name, document.where(("suites",))) for name in config.suites]
     names = [suite.suite for suite, _ in loaded]
     if len(set(names)) != len(names):
-        raise ConfigError("two suites of one name", where=document.where(("suites",)), got=", ".join(names))
+        raise ConfigError(
+            "two suites of one name",
+            where=document.where(("suites",)),
+            expected="a name of its own for each",
+            got=", ".join(names),
+        )
     tests: list[Recipe] = []
     fetched = list(sources.values())
     tested: dict[str, str] = {}
@@ -185,10 +190,17 @@ def _cycle(config: schema.Config, document: Document, names: list[str]) -> Confi
     told = " <- ".join(names)
     if recovery is None:
         where, todo = document.where(("variants", names[0], "parent")), "give one of them another parent"
-        return ConfigError(f"`{names[0]}` is its own ancestor", where=where, got=told, todo=todo)
+        return ConfigError(
+            f"`{names[0]}` is its own ancestor",
+            where=where,
+            expected="a parent that is not made from it",
+            got=told,
+            todo=todo,
+        )
     return ConfigError(
         f"`{names[recovery]}` is to get back to the loss of a variant that is made after it",
-        where=document.where(keys[recovery]), got=told, todo="name one that its parent was made from",
+        where=document.where(keys[recovery]), expected="a variant that is made before it", got=told,
+        todo="name one that its parent was made from",
     )  # fmt: skip
 
 
@@ -264,7 +276,12 @@ def _analysis(calibration: Calibration, parent: Job, setting: Setting, key: Key)
     where = setting.document.where((*key, "merge", "calibration", "source"))
     text = _source(calibration.source, setting, where)
     if text.shape is not None:
-        raise ConfigError(f"`{calibration.source}` is a model, not a text", where=where, expected="a source of texts")
+        raise ConfigError(
+            f"`{calibration.source}` is a model, not a text",
+            where=where,
+            expected="a source of texts",
+            got="a source with a shape",
+        )
     parameters = calibration.model_dump(exclude={"source"}) | {"device": setting.device}
     return Job(Recipe("analyze", parameters, (parent.id,), (text.id,)), parent.shape)
 
@@ -282,6 +299,7 @@ def _init(name: str, init: schema.Init, setting: Setting) -> Variant:
             f"`{init.source}` has no shape",
             where=setting.document.where(("sources", init.source)),
             expected="`shape`, as `strata pin` writes it",
+            got="no shape",
             todo="run `strata pin`: it reads the shape from the file",
         )
     family = init.architecture or source.shape.family

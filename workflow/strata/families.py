@@ -278,7 +278,10 @@ def each_tensor(config: Config) -> Iterator[tuple[str, Shape]]:
     for key in _UNKNOWN_PARTS:
         if config.get(key):
             raise CheckpointError(
-                "the model has parts that Strata does not know", where=f"config.json, {key}", got=config[key]
+                "the model has parts that Strata does not know",
+                where=f"config.json, {key}",
+                expected="no such parts",
+                got=config[key],
             )
     for name in family.norm:
         yield name, (sizes["hidden"],)

@@ -34,7 +34,10 @@ def open_model(file: Path) -> Checkpoint:
             name = families.canonical_name(config["model_type"], tensor.name)
             if name in tensors:
                 raise CheckpointError(
-                    "a tensor stands in two shards", where=f"{shard}, {tensor.name}", got=tensors[name].file
+                    "a tensor stands in two shards",
+                    where=f"{shard}, {tensor.name}",
+                    expected="each tensor once",
+                    got=tensors[name].file,
                 )
             if name is not None:
                 tensors[name] = Stored(shard.name, tensor, "")
@@ -69,6 +72,7 @@ def _check_tied(home: Path, head: Stored, embedding: Stored) -> None:
             "the head differs from the embedding it is tied to",
             where=home,
             expected="the same bytes",
+            got="other bytes",
             todo="set tie_word_embeddings to false",
         )
 
@@ -99,6 +103,9 @@ def understood_config(home: Path) -> dict[str, Any]:
         ).to_dict()
     except Exception as error:  # its validation raises what its libraries raise
         raise CheckpointError(
-            "transformers does not take this config", where=home / "config.json", got=str(error)[:300]
+            "transformers does not take this config",
+            where=home / "config.json",
+            expected="a config that it takes",
+            got=str(error)[:300],
         ) from None
     return found

@@ -76,7 +76,7 @@ def roots(root: Path) -> dict[str, list[str]]:
         if link.is_symlink():
             if not (link / MANIFEST).is_file():
                 raise StoreError(
-                    "a variant's link leads nowhere", where=link, got=link.readlink(),
+                    "a variant's link leads nowhere", where=link, expected="a checkpoint", got=link.readlink(),
                     todo="run snakemake: it builds the variant again, or drops the name",
                 )  # fmt: skip
             found[f"variants/{link.name}"] = [link.readlink().name]
@@ -94,6 +94,7 @@ def _ids(file: Path, key: str) -> list[str]:
             "a root cannot be read",
             where=file,
             expected=f"JSON with `{key}`",
+            got="something else",
             todo="mend it, or remove it when nothing of it is needed",
         ) from None
 

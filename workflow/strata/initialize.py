@@ -49,7 +49,9 @@ def _build(fetched: Object, folder: Path, parameters: Mapping[str, Any]) -> Buil
     source = fetched.path / FILES
     model = find_model(source)
     if model is None:
-        raise SourceError("no model in the source", where=source, expected="a config.json or a .gguf file")
+        raise SourceError(
+            "no model in the source", where=source, expected="a config.json or a .gguf file", got="neither"
+        )
     config, tensors = (_read_gguf if model.suffix == ".gguf" else _read_safetensors)(model, folder)
     specs = {name: spec for name, (spec, _) in tensors.items()}
     _check_shape(config, specs, parameters["shape"], source)
@@ -160,5 +162,8 @@ def _check_finite(name: str, data: Any, dtype: str) -> None:
     bad = (np.frombuffer(data, dtype=word) & exponent) == exponent
     if bad.any():
         raise CheckpointError(
-            "not finite", where=f"tensor {name}, element {int(bad.argmax())}", got=f"{int(bad.sum())} NaN or Inf"
+            "not finite",
+            where=f"tensor {name}, element {int(bad.argmax())}",
+            expected="finite numbers",
+            got=f"{int(bad.sum())} NaN or Inf",
         )

@@ -85,7 +85,8 @@ def _wait(folder: Path, own: dict[str, Any], find: Callable[[], _Made | None], w
         if (owner, beat) != seen:
             if seen and owner and owner == seen[0] and not wait:  # it lives: its beat went on
                 raise ClusterError(
-                    "another process is at work on this", where=folder, got=_told(owner),
+                    "another process is at work on this", where=folder, expected="one process for each object",
+                    got=_told(owner),
                     todo="let it end, or end it, and run again",
                 )  # fmt: skip
             seen, since = (owner, beat), time.monotonic()

@@ -71,6 +71,7 @@ def _link(root: Path, name: str, id: str) -> None:
             "a folder stands where a variant's link belongs",
             where=link,
             expected="a link, or nothing",
+            got="a folder",
             todo="move it away",
         )
     link.parent.mkdir(parents=True, exist_ok=True)

@@ -130,7 +130,9 @@ def read_request(file: Path) -> Request:
     document = read(file)
     request = Request(validate(MergeFile, document), document)
     if (request.file.slices is None) == (request.file.models is None):
-        raise PlanError("give either `slices` or `models`", (), expected="one of them").at(document.where(()))
+        raise PlanError("give either `slices` or `models`", (), expected="one of them", got="none or both").at(
+            document.where(())
+        )
     source = request.file.tokenizer_source
     if source not in (None, "base", "union", *request.file.names):
         raise PlanError(
@@ -205,7 +207,12 @@ def _check(file: MergeFile, key: Key, part: OutputSlice, models: Mapping[str, Ch
             f"`{file.merge_method}` takes another number of sources", key, expected=expected, got=len(lengths)
         )
     if file.merge_method == "slerp" and (part.base_model or file.base_model) not in {s.model for s in part.sources}:
-        raise PlanError("`slerp` starts at a base model", key, expected="`base_model`, one of the two sources")
+        raise PlanError(
+            "`slerp` starts at a base model",
+            key,
+            expected="`base_model`, one of the two sources",
+            got=part.base_model or file.base_model or "none",
+        )
     return lengths[0]
 
 
@@ -260,13 +267,13 @@ class _Mix:
         normalize = next((scope.normalize for scope in scopes if scope.normalize is not None), True)
         total = sum(weights) if normalize else 1.0
         if not total:
-            raise PlanError("the weights add up to 0", self.key, got=weights)
+            raise PlanError("the weights add up to 0", self.key, expected="a sum that can be divided by", got=weights)
         return tuple(weight / total for weight in weights)
 
     def _require(self, name: str, source: InputSlice | None, tensor: str, height: float) -> float:
         value = self._find(name, source, tensor, height)
         if value is None:
-            raise PlanError(f"missing parameter `{name}`", self.key, expected=f"a value for {tensor}")
+            raise PlanError(f"missing parameter `{name}`", self.key, expected=f"a value for {tensor}", got="none")
         return value
 
     def _find(self, name: str, source: InputSlice | None, tensor: str, height: float) -> float | None:

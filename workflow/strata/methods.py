@@ -50,7 +50,9 @@ def make_plan(parameters: dict[str, Any], depths: Sequence[int], dropped: Sequen
             return compose(depths, first, last)
         case {"method": "linear" | "slerp" as method, "weights": weights}:
             return blend(depths, method, weights)
-    raise PlanError("unknown merge", ("method",), got=parameters)
+    raise PlanError(
+        "unknown merge", ("method",), expected="a merge that workflow/schemas/config.md tells of", got=parameters
+    )
 
 
 def dus(n: int, end: int, start: int) -> Plan:

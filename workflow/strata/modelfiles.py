@@ -22,6 +22,7 @@ def find_model(folder: Path) -> Path | None:
         raise SourceError(
             "several models in one source",
             where=folder,
+            expected="one",
             got=", ".join(path.relative_to(folder).as_posix() for path in found[:5]),
             todo="name the one you mean: `file:` for a package or a folder, or a narrower `path:`",
         )
@@ -44,11 +45,17 @@ def weight_files(home: Path) -> dict[Path, set[str] | None]:
             said.setdefault(str(shard), set()).add(tensor)
         for name in sorted(said) or [""]:
             if Path(name).name != name or not name.endswith(".safetensors") or not (home / name).is_file():
-                raise CheckpointError("the index names a shard that is not here", where=index, got=repr(name))
+                raise CheckpointError(
+                    "the index names a shard that is not here",
+                    where=index,
+                    expected="a .safetensors file beside it",
+                    got=repr(name),
+                )
         if single.is_file() and single.name not in said:
             raise CheckpointError(
                 "both an index and a single file",
                 where=home,
+                expected="one of them",
                 got=f"{index.name}, {single.name}",
                 todo="remove one of them",
             )
@@ -78,7 +85,9 @@ def read_config(file: Path) -> dict[str, Any]:
     config = read_object(file)
     for key, todo in (("auto_map", "use a built-in family"), ("quantization_config", "use the unquantised weights")):
         if config.get(key):
-            raise SourceError("this model cannot be used as it is", where=file, got=key, todo=todo)
+            raise SourceError(
+                "this model cannot be used as it is", where=file, expected="a model without it", got=key, todo=todo
+            )
     return config
 
 
@@ -87,10 +96,18 @@ def check_tokenizer(home: Path, vocabulary: int) -> None:
     config, fast = home / "tokenizer_config.json", home / "tokenizer.json"
     if not config.is_file() or not (fast.is_file() or (home / "tokenizer.model").is_file()):
         raise SourceError(
-            "no tokenizer", where=home, expected="tokenizer_config.json and tokenizer.json or tokenizer.model"
+            "no tokenizer",
+            where=home,
+            expected="tokenizer_config.json and tokenizer.json or tokenizer.model",
+            got=", ".join(sorted(path.name for path in home.iterdir())[:10]),
         )
     if read_object(config).get("auto_map"):
-        raise SourceError("this model cannot be used as it is", where=config, got="auto_map")
+        raise SourceError(
+            "this model cannot be used as it is",
+            where=config,
+            expected="a tokenizer without code of its own",
+            got="auto_map",
+        )
     if fast.is_file():
         tokenizer = read_object(fast)
         try:
@@ -136,7 +153,10 @@ def open_gguf(file: Path) -> tuple[Any, str | None]:
         family = field.contents() if field else None
     except Exception as error:  # it raises what numpy raises
         raise SourceError(
-            "not a GGUF file that can be read", where=file, got=f"{type(error).__name__}: {error}"[:300]
+            "not a GGUF file that can be read",
+            where=file,
+            expected="GGUF",
+            got=f"{type(error).__name__}: {error}"[:300],
         ) from None
     if family not in GGUF_FAMILIES:
         raise SourceError(
@@ -149,6 +169,7 @@ def open_gguf(file: Path) -> tuple[Any, str | None]:
         raise SourceError(
             "scaled positions in a GGUF are not read",
             where=file,
+            expected="positions as they are",
             got=", ".join(scaled[:5]),
             todo="use the model's safetensors",
         )

@@ -83,6 +83,7 @@ def _measure(name: str, source: schema.AnySource, is_model: bool, again: bool) -
                     f"`{name}` holds no model",
                     where=sources.name_of(entry, location),
                     expected="config.json and weights",
+                    got="neither",
                 )
             lacking["shape"] = "{" + ", ".join(f"{key}: {value}" for key, value in shape.items()) + "}"
     return lacking
@@ -111,6 +112,7 @@ def _rewrite(file: Path, document: Document, found: Mapping[str, Mapping[str, st
             "this file cannot be edited safely",
             where=file,
             expected="a block for each source",
+            got="another form",
             todo="write these yourself: " + "; ".join(lines),
         )
     kept = raw[: len(raw) - len(raw.removeprefix("\ufeff"))]
@@ -125,7 +127,8 @@ def _commit(name: str, revision: str | None, kind: str = "model") -> str:
         return str(HfApi().repo_info(name, revision=revision, repo_type=kind).sha)
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise SourceError(
-            "cannot resolve the revision", where=f"{name}@{revision or 'main'}", got=str(error).split("\n")[0],
+            "cannot resolve the revision", where=f"{name}@{revision or 'main'}", expected="a commit",
+            got=str(error).split("\n")[0],
             todo="pin where the hub can be reached, or write the commit's 40 hex digits",
         ) from None  # fmt: skip
 

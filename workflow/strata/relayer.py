@@ -88,7 +88,10 @@ def _check_lists(config: Config) -> None:
         per_layer = isinstance(value, list) and len(value) == layers and not key.endswith(("_token_id", "_token_ids"))
         if per_layer and key not in known:
             raise CheckpointError(
-                "a list that may be per-layer is not known", where=f"config.json, {key}", got=f"a list of {layers}"
+                "a list that may be per-layer is not known",
+                where=f"config.json, {key}",
+                expected="a list that transformers is known to read by layer, or not to",
+                got=f"a list of {layers}",
             )
 
 
@@ -99,5 +102,6 @@ def _check_numbers(config: Config, in_place: bool) -> None:
             raise CheckpointError(
                 "a layer of this model cannot be moved: its number matters",
                 where=f"config.json, {key}",
+                expected="layers that are alike wherever they stand",
                 got=config[key],
             )

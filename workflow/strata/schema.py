@@ -97,11 +97,16 @@ def _explain(item: ErrorDetails, document: Document) -> ConfigError:
             f"unknown key `{key}`",
             where=document.where((*path, key)),
             expected=", ".join(known),
+            got=key,
             todo=f"write `{near[0]}`" if near else "remove it",
         )
     if kind == "missing":
         return ConfigError(
-            f"missing key `{path[-1]}`", where=document.where(path[:-1]), expected="that key", todo=f"add `{path[-1]}:`"
+            f"missing key `{path[-1]}`",
+            where=document.where(path[:-1]),
+            expected="that key",
+            got="none",
+            todo=f"add `{path[-1]}:`",
         )
     if item["loc"] and item["loc"][-1] == "[key]":
         return ConfigError(

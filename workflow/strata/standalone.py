@@ -36,7 +36,11 @@ def merge_file(file: Path, out: Path | None, root: Path, configs: Sequence[str])
     request = read_request(file)
     if out is not None and (out.is_symlink() or out.exists()):
         raise UsageError(
-            "the output is there already", where=out, expected="nothing there", todo="name a new folder, or remove it"
+            "the output is there already",
+            where=out,
+            expected="nothing there",
+            got="a folder or a file",
+            todo="name a new folder, or remove it",
         )
     names = request.file.names
     models = {name: open_model(_locate(name, file, root, configs)) for name in names}
@@ -82,7 +86,7 @@ def _locate(name: str, file: Path, root: Path, configs: Sequence[str]) -> Path:
     model = find_model(fetched.path / FILES)
     if model is None or model.suffix == ".gguf":
         raise SourceError(
-            "not a model in safetensors", where=name, got=model or "no model",
+            "not a model in safetensors", where=name, expected="config.json and safetensors", got=model or "no model",
             todo="make a variant of it with `init`, and name its folder, results/variants/NAME",
         )  # fmt: skip
     return model

@@ -131,6 +131,7 @@ def require(root: Path, id: str, check: Callable[[Object], None] | None = None) 
                 "not in the store",
                 where=root / kind_of(id) / id,
                 expected="an object",
+                got="nothing",
                 todo="run again: it is built then",
             )
         if check is not None:

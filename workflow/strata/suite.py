@@ -177,6 +177,7 @@ def load(name: str, where: str = "") -> tuple[Suite, Document]:
             "bits per byte, of which less is better, have no mean with other scores",
             where=document.where(("average",)),
             expected="tasks of one kind",
+            got="tasks of both kinds",
             todo="leave those of the other kind out",
         )
     return suite, document

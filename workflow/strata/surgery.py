@@ -248,7 +248,12 @@ class Slerp(Method):
 
     def normal(self, names: Sequence[str]) -> dict[str, Any]:
         if self.t is not None and (self.weights or len(names) != 2):
-            raise PlanError("`t` is for two parents, without `weights`", ("t",), got=self.t)
+            raise PlanError(
+                "`t` is for two parents, without `weights`",
+                ("t",),
+                expected="two parents and no `weights`, or no `t`",
+                got=self.t,
+            )
         weights = self.weights if self.t is None else [1 - self.t, self.t]
         shares = _shares(weights, len(names), ("weights",))
         return self.model_dump(exclude_none=True, exclude={"t"}) | {"weights": list(shares)}

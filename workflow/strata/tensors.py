@@ -92,7 +92,9 @@ def read_header(file: Path) -> Header:
                 raise _bad(file, "the header's length", f"2 to {min(MAX_HEADER, max(size - 8, 0))} bytes", length)
             text = stream.read(length)
     except OSError as error:
-        raise CheckpointError("cannot read the file", where=file, got=error.strerror) from None
+        raise CheckpointError(
+            "cannot read the file", where=file, expected="a file that can be read", got=error.strerror
+        ) from None
     sha256, begin = hashlib.sha256(start + text).hexdigest(), 8 + length
     table = _parse(text, file)
     del text

@@ -114,7 +114,7 @@ def tokenizer_of(checkpoint: Object) -> str:
     entry = checkpoint.manifest["files"].get("tokenizer.json")
     if entry is None:
         raise TrainingError(
-            "a checkpoint has no tokenizer.json", where=checkpoint.path, expected="tokenizer.json",
+            "a checkpoint has no tokenizer.json", where=checkpoint.path, expected="tokenizer.json", got="none",
             todo="save its tokenizer with transformers' `save_pretrained` into the source",
         )  # fmt: skip
     return str(entry["sha256"])
@@ -157,6 +157,7 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
     if not facts["documents"]:
         raise TrainingError(
             "no row is left to learn from", where=recipe.sources[0],
+            expected="one row at least",
             got=", ".join(f"{count} left out: {why}" for why, count in tally.dropped.items()), todo="take other data",
         )  # fmt: skip
     np.save(folder / _FINGERPRINTS, np.unique(np.frombuffer(tally.fingerprints, np.uint64)))

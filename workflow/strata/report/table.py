@@ -129,7 +129,7 @@ def collect(root: Path, experiment: Experiment, partial: bool = False) -> Table:
             gaps[variant.name] = _gap(root, variant) or str(error)
     if not samples:
         raise StoreError(
-            "no variant is built and scored yet", where=root, expected="one at least", todo="run snakemake"
+            "no variant is built and scored yet", where=root, expected="one at least", got="none", todo="run snakemake"
         )
     first = next(iter(samples.values()))
     columns = _columns(experiment, first)

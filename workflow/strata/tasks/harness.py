@@ -86,7 +86,12 @@ def _check(name: str, task: Any, settings: Mapping[str, Any]) -> None:
     """Refuse before anything is computed what could not be scored afterwards."""
     metrics = {"multiple_choice": ("acc", "acc_norm", "mc2"), "generate_until": ("exact_match",)}
     if task.OUTPUT_TYPE not in metrics:
-        raise EvaluationError("lm-eval's task is of a kind that is not scored here", where=name, got=task.OUTPUT_TYPE)
+        raise EvaluationError(
+            "lm-eval's task is of a kind that is not scored here",
+            where=name,
+            expected=", ".join(metrics),
+            got=task.OUTPUT_TYPE,
+        )
     metric, own = settings["metric"], task._metric_fn_list
     fits = [one for one in metrics[task.OUTPUT_TYPE] if THEIRS.get(one, one) in own]
     fits = [one for one in fits if (one == "mc2") == ("mc2_targets" in task.eval_docs[0])]
@@ -98,7 +103,12 @@ def _check(name: str, task: Any, settings: Mapping[str, Any]) -> None:
             "lm-eval's task has no such filter", where=name, expected=", ".join(filters), got=settings["filter"]
         )
     if task.OUTPUT_TYPE != "generate_until" and (settings["until"] or settings["ignore"]):
-        raise EvaluationError("`until` and `ignore` are for texts that are generated", where=name, got=task.OUTPUT_TYPE)
+        raise EvaluationError(
+            "`until` and `ignore` are for texts that are generated",
+            where=name,
+            expected="generate_until",
+            got=task.OUTPUT_TYPE,
+        )
     if settings["shots"] and settings["shots"] > len(task.sampler.df):
         raise EvaluationError(
             "fewer examples than `shots`", where=name, expected=settings["shots"], got=len(task.sampler.df)
@@ -142,7 +152,12 @@ def item(task: Any, name: str, metric: str, row: Mapping[str, Any]) -> dict[str,
     right = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     right = choices.index(right) if isinstance(right, str) else right
     if not isinstance(right, int) or not 0 <= right < len(choices):
-        raise EvaluationError("a question has no right answer", where=kept["id"], got=repr(right))
+        raise EvaluationError(
+            "a question has no right answer",
+            where=kept["id"],
+            expected=f"one of its {len(choices)} choices",
+            got=repr(right),
+        )
     return kept | {"answer": right}
 
 

@@ -31,10 +31,15 @@ def read_documents(folder: Path) -> dict[str, str]:
         try:
             text = file.read_text(encoding="utf-8").strip()
         except UnicodeDecodeError as error:
-            raise EvaluationError("a document is not UTF-8", where=file, got=f"byte {error.start}") from None
+            raise EvaluationError(
+                "a document is not UTF-8", where=file, expected="UTF-8", got=f"byte {error.start}"
+            ) from None
         if not text or name in documents:
             raise EvaluationError(
-                "a document is empty, or has the name of another", where=file, expected="text, under a name of its own"
+                "a document is empty, or has the name of another",
+                where=file,
+                expected="text, under a name of its own",
+                got="no text" if not text else f"{name} once more",
             )
         documents[name] = text
     return documents

@@ -124,7 +124,7 @@ def item(task: Mapping[str, Any], name: str, asked: Any, row: Mapping[str, Any])
 def _finite(loglikelihood: Any, where: str) -> float:
     if not math.isfinite(loglikelihood):
         raise EvaluationError(
-            "a log-likelihood is not a number", where=where, got=loglikelihood,
+            "a log-likelihood is not a number", where=where, expected="a finite number", got=loglikelihood,
             todo="the model overflows: try `dtype: float32` in the suite's numerics",
         )  # fmt: skip
     return float(loglikelihood)

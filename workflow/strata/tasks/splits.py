@@ -19,15 +19,22 @@ def splits(data: Path, files: Mapping[str, str], name: str) -> Any:
         wanted = pattern.replace("{name}", name)
         matching = sorted(path for path in data.rglob("*") if path.is_file() and _is(path.relative_to(data), wanted))
         if not matching:
-            raise EvaluationError("no file matches", where=data, expected=wanted, todo=f"mend `files`, {split}")
+            raise EvaluationError(
+                "no file matches", where=data, expected=wanted, got="none", todo=f"mend `files`, {split}"
+            )
         rows = [row for path in matching for _, row in records(path, str(path), EvaluationError)]
         if not rows:
-            raise EvaluationError("a split has no rows", where=data, got=wanted, todo=f"mend `files`, {split}")
+            raise EvaluationError(
+                "a split has no rows", where=data, expected="rows", got=wanted, todo=f"mend `files`, {split}"
+            )
         try:
             found[split] = datasets.Dataset.from_list(rows)
         except (ValueError, TypeError) as error:  # pyarrow's errors are such
             raise EvaluationError(
-                "rows differ in the types of their fields", where=matching[0], got=str(error)[:200]
+                "rows differ in the types of their fields",
+                where=matching[0],
+                expected="one type for each field",
+                got=str(error)[:200],
             ) from None
     return datasets.DatasetDict(found)
 

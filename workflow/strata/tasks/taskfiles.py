@@ -50,12 +50,15 @@ def leaves(index: Mapping[str, Any], name: str, folder: Path) -> Iterator[str]:
             if not isinstance(member, str):
                 raise EvaluationError(
                     "a group of lm-eval that changes its tasks cannot be asked here", where=entry.yaml_path,
-                    got=str(member)[:200], todo="name its tasks one by one in the suite",
+                    expected="names of tasks", got=str(member)[:200], todo="name its tasks one by one in the suite",
                 )  # fmt: skip
             yield from leaves(index, member, folder)
     else:
         raise EvaluationError(
-            "a task of lm-eval that is made by code cannot be asked here", where=entry.yaml_path, expected="YAML alone"
+            "a task of lm-eval that is made by code cannot be asked here",
+            where=entry.yaml_path,
+            expected="YAML alone",
+            got=entry.kind.name.lower(),
         )
 
 

@@ -111,6 +111,7 @@ def _bytes(
         if not value.isfinite().all():
             raise TrainingError(
                 "a trained weight is not finite", where=tensor, expected=f"numbers of {dtypes[tensor]}",
+                got="NaN or infinity",
                 todo="lower the learning rate",
             )  # fmt: skip
         if tensor in learner.learnt:

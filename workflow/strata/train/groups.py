@@ -41,7 +41,7 @@ def trainable(
     rates = {name: float(multipliers.get(group, 1)) for name, group in chosen.items()}
     rates = {name: multiplier for name, multiplier in rates.items() if multiplier}
     if not rates:
-        raise ConfigError("nothing would train", where="multipliers", got=dict(multipliers))
+        raise ConfigError("nothing would train", where="multipliers", expected="one above 0", got=dict(multipliers))
     return rates
 
 

@@ -65,6 +65,7 @@ def _board(folder: Path, step: int) -> Any:
             "STRATA_TENSORBOARD is set, and TensorBoard is not installed",
             where="the environment",
             expected="the package tensorboard",
+            got="no such package",
             todo="pip install tensorboard, or unset it",
         ) from None
     return SummaryWriter(folder / "tensorboard", purge_step=step + 1 if step else 0)

@@ -81,7 +81,12 @@ def make_learner(checkpoint: Object, opened: Checkpoint, parameters: Mapping[str
     for name, parameter in model.named_parameters():
         rate = {wanted.get(tensor, 0.0) for tensor in stored[name]}
         if len(rate) > 1:
-            raise TrainingError("parts of one parameter cannot train apart", where=name, got=sorted(rate))
+            raise TrainingError(
+                "parts of one parameter cannot train apart",
+                where=name,
+                expected="one learning rate for all of it",
+                got=sorted(rate),
+            )
         parameter.requires_grad_(bool(rate != {0.0}))
         if rate != {0.0}:
             rates[name] = rate.pop()

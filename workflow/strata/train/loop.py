@@ -135,6 +135,7 @@ def _step(run: Run, state: State) -> None:
         raise TrainingError(
             "the loss is not a number" if not math.isfinite(values["loss"]) else "the gradient is not a number",
             where=f"step {state.step}",
+            expected="finite numbers",
             got=f"loss {values['loss']}, gradient norm {norm}; last good snapshot: {run.last()}",
             todo=f"{_advice(run)}; the batch is the same when it runs again",
         )
@@ -188,6 +189,7 @@ def _measure(run: Run, state: State) -> None:
     if not math.isfinite(loss):
         raise TrainingError(
             "the held-out loss is not a number", where=f"after step {state.step}",
+            expected="a finite number",
             got=f"{loss}; last good snapshot: {run.last()}", todo=_advice(run),
         )  # fmt: skip
     state.heldout.append({"step": state.step, "tokens": state.tokens, "loss": loss})

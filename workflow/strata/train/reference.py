@@ -55,6 +55,7 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
         raise TrainingError(
             "a reference log-probability is not a number",
             where=checkpoint.path,
+            expected="finite numbers",
             got="NaN or infinity",
             todo="try `dtype: float32`",
         )

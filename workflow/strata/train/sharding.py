@@ -72,7 +72,10 @@ def _fill(unit: Any, names: Mapping[Any, str], weights: Mapping[str, Any], ranks
             if empty not in filled:
                 if empty not in names:
                     raise TrainingError(
-                        "a tensor of two layers cannot be spread over processes", where=key, got=type(module).__name__
+                        "a tensor of two layers cannot be spread over processes",
+                        where=key,
+                        expected="a tensor of one layer",
+                        got=type(module).__name__,
                     )
                 value = torch.empty(empty.shape, dtype=empty.dtype, device=ranks.device)
                 if ranks.is_first:
