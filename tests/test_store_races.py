@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -102,7 +103,7 @@ def test_what_is_published_behind_a_look_for_it_is_not_damaged(tmp_path: Path) -
         if file.name == store.MANIFEST and not file.exists():
             with patch.object(Path, "read_bytes", read):
                 store.publish(tmp_path, RECIPE, writing())
-            raise FileNotFoundError(file)
+            raise FileNotFoundError(errno.ENOENT, "gone", str(file))
         return read(file)
 
     with patch.object(Path, "read_bytes", just_before):
@@ -110,22 +111,25 @@ def test_what_is_published_behind_a_look_for_it_is_not_damaged(tmp_path: Path) -
     store.verify(store.publish(tmp_path, RECIPE, writing()))
 
 
-def test_what_is_moved_away_and_made_anew_within_a_look_is_not_damaged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gone", [errno.ENOENT, errno.ESTALE])
+@pytest.mark.parametrize("at", ["manifest", "file"])
+def test_what_is_moved_away_and_made_anew_within_a_look_is_not_damaged(tmp_path: Path, gone: int, at: str) -> None:
     made = store.publish(tmp_path, RECIPE, writing())
-    check, looks = store._check, []
+    kind, name = (Path, "read_bytes") if at == "manifest" else (store, "_check_file")
+    look, looks = getattr(kind, name), []
 
-    def meanwhile(found: store.Object, hash_up_to: int | None) -> None:
-        looks.append(found)
-        if len(looks) == 1:
+    def meanwhile(*arguments: Any) -> Any:
+        looks.append(arguments)
+        if len(looks) == 2:  # the first is for the store's version, or another file
             made.path.chmod(0o755)
             made.path.rename(tmp_path / "away")
             store.publish(tmp_path, RECIPE, writing())
-            raise FileNotFoundError(made.path / "b.txt")
-        check(found, hash_up_to)
+            raise OSError(gone, "gone", str(made.path / "b.txt"))
+        return look(*arguments)
 
-    with patch.object(store, "_check", meanwhile):
+    with patch.object(kind, name, meanwhile):
         assert store.find(tmp_path, RECIPE.id) == made
-    assert len(looks) > 1
+    assert len(looks) > 2
 
 
 def test_a_rename_that_was_done_and_whose_answer_was_lost_is_done(tmp_path: Path) -> None:

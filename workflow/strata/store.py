@@ -29,6 +29,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 MARKER = "store.json"
 NOT_OURS = "it is another user's: let them run `strata store verify`, then run again"
+_GONE = (errno.ENOENT, errno.ESTALE)  # what a network's file system says of a file that was moved away
 HASHED_ON_READ = 16 << 20  # bytes; larger files are hashed by a full verification only
 
 
@@ -88,13 +89,9 @@ def find(root: Path, id: str) -> Object | None:
         StoreError: it is damaged, or the store is of another version. It is left in place: `reject` moves it away.
     """
     require_version(root)
-    try:
+    with suppress(StoreError):
         return _look(root, id)
-    except (StoreError, FileNotFoundError):  # once more: it may have been moved away, and made anew, within this look
-        try:
-            return _look(root, id)
-        except FileNotFoundError as error:
-            raise damaged(id, root / kind_of(id) / id, "files", "those that the manifest names", error) from None
+    return _look(root, id)  # once more: it may have been moved away, and made anew, within the first look
 
 
 def _look(root: Path, id: str) -> Object | None:
@@ -104,7 +101,9 @@ def _look(root: Path, id: str) -> Object | None:
     try:
         written = (path / MANIFEST).read_bytes()
         manifest = json.loads(written)
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
         if path.is_dir():
             raise damaged(id, path, "manifest.json", "a file", "missing") from None
         return None
@@ -345,6 +344,10 @@ def _check(found: Object, hash_up_to: int | None) -> None:
             _check_file(found, name, entry, hash_up_to)
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise damaged(id, path, MANIFEST, "a manifest", error) from None
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
+        raise damaged(id, path, "files", "those that the manifest names", error) from None
 
 
 def _check_file(found: Object, name: str, entry: dict[str, Any], hash_up_to: int | None) -> None:
