@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ from strata.disk import write_atomically
 from strata.errors import StoreError
 from strata.lease import lease
 from strata.recipe import Recipe
-from strata.scratch import is_alive, scratch_folder
+from strata.scratch import is_alive, machine, scratch_folder
 from strata.store import Built, Object
 
 BASE = Recipe("init", {"source": "x"})
@@ -96,14 +95,14 @@ def test_what_the_dead_left_is_cleared_away_and_what_the_living_hold_is_not(tmp_
     with lease(tmp_path, CHILD.id, lambda: None):
         mine = scratch_folder(tmp_path / "tmp", CHILD.id)
         for process in (ended.pid, os.getppid()):
-            place = f"{OTHER.id}.{socket.gethostname()}.{process}.01234567"
+            place = f"{OTHER.id}.{machine()}.{process}.01234567"
             (tmp_path / "tmp" / place).mkdir()
             (tmp_path / "leases" / f".{place}").mkdir()
         owner = json.loads((tmp_path / "leases" / CHILD.id / "owner.json").read_text())
         (tmp_path / "leases" / BASE.id).mkdir()
         (tmp_path / "leases" / BASE.id / "owner.json").write_text(json.dumps(owner | {"process": ended.pid}))
         for process in (ended.pid, os.getppid()):
-            (tmp_path / "roots" / f".a.json.{socket.gethostname()}.{process}.01234567").touch()
+            (tmp_path / "roots" / f".a.json.{machine()}.{process}.01234567").touch()
         garbage.sweep_dead(tmp_path)
         assert len(list((tmp_path / "roots").iterdir())) == 1
         assert sorted((tmp_path / "tmp").iterdir()) == sorted([mine, tmp_path / "tmp" / place])

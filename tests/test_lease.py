@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -17,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from strata import lease as leases
-from strata.errors import ClusterError
-from strata.lease import lease, sweep_lease
+from strata.errors import ClusterError, Preempted
+from strata.lease import at_work, lease, sweep_lease, sweep_leases
+from strata.scratch import machine
 
 ID = "merge-0123456789abcdef0123456789abcdef"
 
@@ -88,7 +88,7 @@ def test_an_owner_whose_beat_stands_still_is_dead(tmp_path: Path) -> None:
         time.sleep(0.3)
     with lease(tmp_path, ID, lambda: None) as made:
         assert made is None
-        assert json.loads((tmp_path / "leases" / ID / "owner.json").read_text())["host"] == socket.gethostname()
+        assert json.loads((tmp_path / "leases" / ID / "owner.json").read_text())["host"] == machine()
     assert not list((tmp_path / "leases").iterdir())
 
 
@@ -100,21 +100,105 @@ def test_a_lease_that_does_not_say_whose_it_is_is_waited_for_and_taken(tmp_path:
         assert made is None and time.monotonic() - since >= leases.PATIENCE
 
 
-@pytest.mark.parametrize("whose", ["a dead process of this machine", "the same job before it was queued again"])
-def test_an_owner_known_to_be_dead_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str
-) -> None:
+def test_a_dead_process_of_this_machine_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "PATIENCE", 1e9)
-    if whose == "the same job before it was queued again":
-        monkeypatch.setenv("SLURM_JOB_ID", "12")
-        monkeypatch.setattr(leases, "restarts", lambda job: 1)
-        hold(tmp_path, job="12", restart=0)
-    else:
-        ended = subprocess.Popen([sys.executable, "-c", ""])
-        ended.wait()
-        hold(tmp_path, host=socket.gethostname(), process=ended.pid)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    hold(tmp_path, host=machine(), process=ended.pid)
     with lease(tmp_path, ID, lambda: None) as made:
         assert made is None
+
+
+def test_a_process_of_that_number_in_a_container_says_nothing_of_its_owner(tmp_path: Path) -> None:
+    host, _, mark = machine().rpartition("-")
+    hold(tmp_path, host=f"{host}-{mark[::-1]}", process=2**22 + 1)
+    since = time.monotonic()
+    with lease(tmp_path, ID, lambda: None):
+        assert time.monotonic() - since >= leases.PATIENCE
+
+
+def queued_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A lease of this very Slurm job, from before it was queued again."""
+    monkeypatch.setattr(leases, "PATIENCE", 1e9)
+    monkeypatch.setattr(leases, "BEAT", 0.05)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setattr(leases, "restarts", lambda job: 1)
+    return hold(root, job="12", restart=0)
+
+
+def test_a_job_that_is_queued_again_hardly_waits_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queued_again(tmp_path, monkeypatch)
+    with lease(tmp_path, ID, lambda: None) as made:
+        assert made is None
+
+
+def test_but_it_does_while_its_former_self_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a node that has lost Slurm, and not the disk."""
+    since = time.monotonic()
+    with (
+        beating(queued_again(tmp_path, monkeypatch)),
+        lease(tmp_path, ID, lambda: "object" if time.monotonic() - since > 1 else None) as made,
+    ):
+        assert made == "object"
+
+
+def test_a_look_that_fails_does_not_end_the_beat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a file server is away for a moment."""
+    monkeypatch.setattr(leases, "_read", lambda file: "")
+    with lease(tmp_path, ID, lambda: None):
+        beat = tmp_path / "leases" / ID / "beat"
+        for number in ("1", "3"):
+            until = time.monotonic() + 10
+            while not beat.exists() or beat.read_text() < number:
+                assert time.monotonic() < until
+                time.sleep(0.01)
+
+
+def test_time_in_which_nobody_could_look_counts_for_nobodys_death(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+
+    def slow() -> str | None:
+        looks.append(None)
+        time.sleep(leases.PATIENCE)
+        return "object" if len(looks) > 3 else None
+
+    hold(tmp_path)
+    with lease(tmp_path, ID, slow) as made:
+        assert made == "object"
+
+
+def test_a_signal_ends_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "PATIENCE", 1e9)
+    stop: list[int] = []
+    hold(tmp_path)
+    threading.Timer(0.1, stop.append, [15]).start()
+    with pytest.raises(Preempted, match="waited"), lease(tmp_path, ID, lambda: None, stop=stop):
+        pass
+    assert (tmp_path / "leases" / ID).exists()  # it is the other's
+
+
+def test_a_rename_whose_answer_was_lost_has_taken_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = Path.rename
+
+    def twice(path: Path, place: Path) -> Path:
+        rename(path, place)
+        return rename(path, place) if place.name == ID else place
+
+    monkeypatch.setattr(Path, "rename", twice)
+    with lease(tmp_path, ID, lambda: None) as made:
+        assert made is None
+
+
+def test_nothing_is_kept_for_who_has_been_silent_for_a_week(tmp_path: Path) -> None:
+    folder = hold(tmp_path, needs=["x"])
+    for days, there in ((6, True), (8, False)):
+        for path in (folder, *folder.iterdir()):
+            os.utime(path, (0, time.time() - days * 86_400))
+        assert at_work(tmp_path) == ({ID: ["x"]} if there else {})
+        sweep_leases(tmp_path)
+        assert folder.exists() == there
 
 
 @pytest.mark.parametrize(("before", "now"), [(1, 1), (-1, 1), (0, -1), (2, 1)])
@@ -134,14 +218,14 @@ def test_what_the_dead_left_behind_is_swept_and_what_the_living_hold_is_not(tmp_
     """Who is killed between publishing an object and giving its lease back never comes for it again."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    folder = hold(tmp_path, host=socket.gethostname(), process=ended.pid)
-    folder.with_name(f".{ID}.{socket.gethostname()}.{ended.pid}.0123").mkdir()
+    folder = hold(tmp_path, host=machine(), process=ended.pid)
+    folder.with_name(f".{ID}.{machine()}.{ended.pid}.0123").mkdir()
     sweep_lease(tmp_path, ID)
     assert not list((tmp_path / "leases").iterdir())
     (hold(tmp_path) / "owner.json").write_text("")
     sweep_lease(tmp_path, ID)
     assert not list((tmp_path / "leases").iterdir())
-    for owner in ({"host": socket.gethostname(), "process": os.getpid()}, {"host": "elsewhere"}):
+    for owner in ({"host": machine(), "process": os.getpid()}, {"host": "elsewhere"}):
         folder = hold(tmp_path, **owner)
         sweep_lease(tmp_path, ID)
         assert folder.is_dir()

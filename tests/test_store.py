@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shutil
-import socket
 import stat
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from objects import RECIPE, SCORE, failing, never, writing
 from strata import garbage, inventory, store
 from strata.errors import SpaceError, StoreError
 from strata.recipe import Recipe
+from strata.scratch import machine
 from strata.store import Built
 
 
@@ -235,7 +235,7 @@ def test_a_copy_whose_object_is_gone_is_dropped_by_who_misses_it(tmp_path: Path)
 def test_what_a_killed_process_left_is_swept_by_the_next(tmp_path: Path) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
-    host = socket.gethostname()
+    host = machine()
     for owner in (f"{host}.{dead.pid}", f"{host}.{os.getpid()}", "elsewhere.1"):
         (tmp_path / "tmp" / f"{RECIPE.id}.{owner}.abc").mkdir(parents=True)
     store.publish(tmp_path, RECIPE, writing())

@@ -19,7 +19,7 @@ import pytest
 
 from objects import RECIPE, SCORE, never, writing
 from strata import store
-from strata.errors import NonDeterministic
+from strata.errors import NonDeterministic, StoreError
 from strata.recipe import Recipe
 from strata.store import Built
 
@@ -153,3 +153,18 @@ def test_a_rename_that_was_not_done_is_an_error(tmp_path: Path) -> None:
 
     with patch.object(Path, "rename", lost), pytest.raises(FileNotFoundError):
         store._rename(tmp_path, tmp_path / "a", store.Object(RECIPE.id, tmp_path / "b", {"digest": "x"}))
+
+
+def test_what_was_built_anew_while_the_damaged_one_was_looked_at_stays(tmp_path: Path) -> None:
+    """Two jobs look closer at one damaged object for minutes; what the first rejects is built again meanwhile."""
+    store.publish(tmp_path, RECIPE, writing())
+
+    def check(found: store.Object) -> None:
+        store.reject(tmp_path, RECIPE.id, "the first job")
+        store.publish(tmp_path, RECIPE, writing())
+        raise store.damaged(found.id, found.path, "sha256", "one", "another")
+
+    with pytest.raises(StoreError, match="damaged"):
+        store.require(tmp_path, RECIPE.id, check)
+    store.verify(store.publish(tmp_path, RECIPE, never))
+    assert store.target(tmp_path, RECIPE.id).exists()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import pickle
-import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from strata.disk import disk_errors
 from strata.errors import SpaceError, TrainingError
+from strata.scratch import machine
 from strata.train import snapshots
 from strata.train.parallel import Ranks
 
@@ -79,8 +79,8 @@ def test_snapshots_that_were_passed_over_do_not_outlive_those_of_the_run_that_go
 def test_what_a_killed_process_left_of_another_step_goes(tmp_path: Path) -> None:
     with subprocess.Popen(["true"]) as dead:
         pass
-    left = tmp_path / f"step-00000004.{socket.gethostname()}.{dead.pid}.0a1b2c3d"
-    own = tmp_path / f"step-00000004.{socket.gethostname()}.{os.getpid()}.0a1b2c3d"
+    left = tmp_path / f"step-00000004.{machine()}.{dead.pid}.0a1b2c3d"
+    own = tmp_path / f"step-00000004.{machine()}.{os.getpid()}.0a1b2c3d"
     for path in (left, own):
         path.mkdir()
     save(tmp_path, 7)

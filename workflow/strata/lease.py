@@ -15,7 +15,6 @@ import logging
 import os
 import secrets
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,36 +22,44 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from strata.errors import ClusterError
-from strata.scratch import is_alive, scratch_folder, sweep
+from strata.errors import ClusterError, Preempted
+from strata.scratch import is_alive, machine, scratch_folder, sweep
 from strata.slurm import restarts
 
 BEAT = 5.0  # seconds between two beats
 PATIENCE = 90.0  # seconds without one after which an owner counts as dead: long for a network's file system
+SILENT = 7 * 86_400  # seconds without one after which nothing is kept for an owner: a job may stand still for days
 _Made = TypeVar("_Made")
 _logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def lease(
-    root: Path, id: str, find: Callable[[], _Made | None], needs: Sequence[str] = (), wait: bool = True
+    root: Path,
+    id: str,
+    find: Callable[[], _Made | None],
+    needs: Sequence[str] = (),
+    wait: bool = True,
+    stop: Sequence[int] = (),
 ) -> Iterator[_Made | None]:
     """Hold the lease of an id. Waits while another process holds it and lives.
 
     Args:
         needs: ids that must stay in the store in the meantime.
         wait: or else step back: where several machines would stand still for one that waits.
+        stop: signals that came, of who catches them: one ends the wait.
 
     Yields:
         What `find` found while waiting; or None, and then it is the caller's to make.
 
     Raises:
         ClusterError: another process is at work on it, and this one is not to wait.
+        Preempted: a signal came while it waited.
     """
     folder = root / "leases" / id
     folder.parent.mkdir(parents=True, exist_ok=True)
     own = _self() | {"needs": list(needs)}
-    made = _wait(folder, own, find, wait)
+    made = _wait(folder, own, find, wait, stop)
     if made is not None:
         yield made
         return
@@ -68,10 +75,12 @@ def lease(
             _put_aside(folder)
 
 
-def _wait(folder: Path, own: dict[str, Any], find: Callable[[], _Made | None], wait: bool) -> _Made | None:
+def _wait(
+    folder: Path, own: dict[str, Any], find: Callable[[], _Made | None], wait: bool, stop: Sequence[int]
+) -> _Made | None:
     """Return what was made in the meantime, or take the lease and return None."""
-    said = False
-    seen, since = None, time.monotonic()
+    said, pause = False, min(BEAT, PATIENCE / 10)
+    seen, silent, looked = None, 0.0, time.monotonic()
     while True:
         if _acquire(folder, own):
             made = find()  # another may have made it and ended since the caller looked
@@ -89,15 +98,25 @@ def _wait(folder: Path, own: dict[str, Any], find: Callable[[], _Made | None], w
                     got=_told(owner),
                     todo="let it end, or end it, and run again",
                 )  # fmt: skip
-            seen, since = (owner, beat), time.monotonic()
-        if _is_gone(owner, own) or time.monotonic() - since > PATIENCE:
+            seen, silent = (owner, beat), 0.0
+        now = time.monotonic()
+        silent += min(
+            now - looked, 2 * pause
+        )  # a file server that is away stops both alike
+        looked = now
+        if silent > _patience(owner, own):
             _logger.info("the lease of %s is taken over from %s, which is dead", folder.name, _told(owner))
             _put_aside(folder)
             continue
         if not said:
             _logger.warning("waiting for %s, which is at work on %s", _told(owner), folder.name)
             said = True
-        time.sleep(min(BEAT, PATIENCE / 10))
+        if stop:
+            raise Preempted(
+                "stopped by a signal while it waited for another process", where=folder, got=_told(owner),
+                todo="run the same command again",
+            )  # fmt: skip
+        time.sleep(pause)
 
 
 def _acquire(folder: Path, own: dict[str, Any]) -> bool:
@@ -107,6 +126,8 @@ def _acquire(folder: Path, own: dict[str, Any]) -> bool:
         (mine / "owner.json").write_text(json.dumps(own))
         mine.rename(folder)
     except OSError as error:
+        if error.errno == errno.ENOENT and _owner(folder) == own:  # a rename that NFS has done, and asked for again
+            return True
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         return False
@@ -116,8 +137,9 @@ def _acquire(folder: Path, own: dict[str, Any]) -> bool:
 
 
 def at_work(root: Path) -> dict[str, list[str]]:
-    """The ids that processes are at work on, alive or not, and what each needs."""
-    found = {folder.name: _owner(folder) for folder in (root / "leases").glob("[!.]*")}
+    """The ids that processes are at work on, alive or not, and what each needs; not of those silent for a week."""
+    folders = [folder for folder in (root / "leases").glob("[!.]*") if not _is_silent(folder)]
+    found = {folder.name: _owner(folder) for folder in folders}
     return {id: owner["needs"] if owner else [] for id, owner in found.items()}
 
 
@@ -127,7 +149,7 @@ def sweep_lease(root: Path, id: str) -> None:
     folder = root / "leases" / id
     if folder.is_dir():
         owner = _owner(folder)
-        if owner is None or _is_gone(owner, _self()):  # nobody: a power cut kept the folder and not who it was
+        if owner is None or _patience(owner, _self()) < PATIENCE:  # nobody: a power cut kept the folder, not who it was
             _put_aside(folder)
     sweep(folder.parent, f".{id}")
 
@@ -136,7 +158,7 @@ def sweep_leases(root: Path) -> None:
     """End the leases of processes that are known to be dead: of what nobody makes again, nobody sweeps."""
     own = _self()
     for folder in (root / "leases").glob("[!.]*"):
-        if _is_gone(_owner(folder), own):
+        if not _patience(_owner(folder), own) or _is_silent(folder):
             _put_aside(folder)
 
 
@@ -152,7 +174,7 @@ def _put_aside(folder: Path) -> None:
 def _beat(folder: Path, own: dict[str, Any], ended: threading.Event) -> None:
     number = 0
     while not ended.wait(BEAT):
-        if _owner(folder) != own:  # taken over by one that thought us dead: it is that one's now
+        if (_owner(folder) or own) != own:  # taken over by one that thought us dead: it is that one's now
             return
         number += 1
         with suppress(OSError):  # a full disk: whoever waits will do the work as well
@@ -162,7 +184,7 @@ def _beat(folder: Path, own: dict[str, Any], ended: threading.Event) -> None:
 def _self() -> dict[str, Any]:
     job = os.environ.get("SLURM_JOB_ID", "")
     return {
-        "host": socket.gethostname(),
+        "host": machine(),
         "process": os.getpid(),
         "job": job,
         "restart": restarts(job) if job else -1,
@@ -187,14 +209,23 @@ def _read(file: Path) -> str:
         return ""
 
 
-def _is_gone(owner: dict[str, Any] | None, own: dict[str, Any]) -> bool:
-    """Whether an owner is known to be dead: a process of this machine that is not there, or a job that was queued
-    again, as ourselves."""
+def _patience(owner: dict[str, Any] | None, own: dict[str, Any]) -> float:
+    """Seconds without a beat after which an owner counts as dead. None for a process of this machine that is not there;
+    few for this very job before it was queued again: its node may have lost Slurm, and not the disk."""
     if owner is None:
-        return False
-    if own["job"] and owner["job"] == own["job"] and 0 <= owner["restart"] < own["restart"]:
-        return True
-    return bool(owner["host"] == own["host"]) and not is_alive(owner["process"])
+        return PATIENCE
+    if owner["host"] == own["host"] and not is_alive(owner["process"]):
+        return 0.0
+    was_queued_again = own["job"] and owner["job"] == own["job"] and 0 <= owner["restart"] < own["restart"]
+    return min(3 * BEAT, PATIENCE) if was_queued_again else PATIENCE
+
+
+def _is_silent(folder: Path) -> bool:
+    """Whether nobody can be at work any more, as far as the clocks of machines agree within days."""
+    with suppress(OSError):
+        last = max(file.stat().st_mtime for file in (folder, *folder.iterdir()))
+        return time.time() - last > SILENT
+    return False
 
 
 def _told(owner: dict[str, Any] | None) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
 import socket
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 
@@ -23,12 +25,24 @@ def scratch_file(file: Path) -> Path:
 
 
 def _name(id: str) -> str:
-    return f"{id}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+    return f"{id}.{machine()}.{os.getpid()}.{secrets.token_hex(4)}"
+
+
+@cache
+def machine() -> str:
+    """A name of this machine, within which numbers tell processes apart: one of the same host name is another, and so
+    is a container that counts its own."""
+    known = ""
+    with suppress(OSError):
+        known += Path("/etc/machine-id").read_text()
+    with suppress(OSError):
+        known += os.readlink("/proc/self/ns/pid")
+    return f"{socket.gethostname()}-{hashlib.sha256(known.encode()).hexdigest()[:8]}"
 
 
 def sweep(folder: Path, id: str) -> None:
     """Remove what processes of this machine that are dead left of the same id."""
-    for path in folder.glob(f"{id}.{socket.gethostname()}.*") if folder.is_dir() else ():
+    for path in folder.glob(f"{id}.{machine()}.*") if folder.is_dir() else ():
         process = path.name.split(".")[-2]
         if process.isdigit() and not is_alive(int(process)):
             if path.is_dir() and not path.is_symlink():

@@ -13,7 +13,7 @@ import errno
 import json
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,12 +127,9 @@ def require(root: Path, id: str, check: Callable[[Object], None] | None = None) 
         if found is None:
             target(root, id).unlink(missing_ok=True)  # or the workflow would go on believing in it
             raise StoreError(
-                "not in the store",
-                where=root / kind_of(id) / id,
-                expected="an object",
-                got="nothing",
+                "not in the store", where=root / kind_of(id) / id, expected="an object", got="nothing",
                 todo="run again: it is built then",
-            )
+            )  # fmt: skip
         if check is not None:
             check(found)
     return found
@@ -143,7 +140,9 @@ def verify(found: Object) -> None:
     _check(found, None)
 
 
-def publish(root: Path, recipe: Recipe, build: Callable[[Path], Built], wait: bool = True) -> Object:
+def publish(
+    root: Path, recipe: Recipe, build: Callable[[Path], Built], wait: bool = True, stop: Sequence[int] = ()
+) -> Object:
     """The object of this recipe: the one in the store, or else what `build` writes into the folder it is given.
 
     An existing object costs a check and a new manifest copy. A process that finds another at work on it waits for
@@ -154,6 +153,7 @@ def publish(root: Path, recipe: Recipe, build: Callable[[Path], Built], wait: bo
         NonDeterministic: another process published other content for the same deterministic recipe.
         SpaceError: no space, or no permission.
         ClusterError: another process is at work on it, and this one is not to `wait`.
+        Preempted: one of the signals to `stop` came while it waited.
     """
     with disk_errors(root):
         require_version(root)
@@ -162,22 +162,27 @@ def publish(root: Path, recipe: Recipe, build: Callable[[Path], Built], wait: bo
         done = _accept(root, recipe)
         if done is None:
             needs = (*recipe.sources, *recipe.parents)
-            with lease(root, recipe.id, lambda: _accept(root, recipe), needs, wait) as made:
+            with lease(root, recipe.id, lambda: _accept(root, recipe), needs, wait, stop) as made:
                 done = made or _build(root, recipe, build)
         _copy_manifest(root, done)
         sweep_lease(root, recipe.id)
     return done
 
 
-def reject(root: Path, id: str, reason: str) -> Path | None:
+def reject(root: Path, id: str, reason: str, only: int | None = None) -> Path | None:
     """Move an object to quarantine with the reason beside it. Nothing is deleted. Returns where it went,
     or None where it was not, or no longer.
+
+    Args:
+        only: the inode of the folder that was looked at: another may have taken its place since.
 
     Raises:
         StoreError: the store is of another version, and so nobody here can tell what is damaged.
     """
     require_version(root)
     path = root / kind_of(id) / id
+    if only not in (None, _inode(path)):
+        return None
     target(root, id).unlink(missing_ok=True)
     if not path.is_dir():
         return None
@@ -219,11 +224,12 @@ def _accept(root: Path, recipe: Recipe) -> Object | None:
 @contextmanager
 def _rejecting(root: Path, id: str) -> Iterator[None]:
     """Move an object that turns out to be damaged to quarantine, and say where it went."""
+    before = _inode(root / kind_of(id) / id)
     try:
         yield
     except StoreError as error:
         try:
-            place = reject(root, id, str(error))
+            place = reject(root, id, str(error), before)
         except PermissionError:
             error.details["do"] = NOT_OURS
             raise error from None
@@ -231,6 +237,13 @@ def _rejecting(root: Path, id: str) -> Iterator[None]:
             raise
         error.details["do"] = f"run again: it is built anew. What is damaged was moved to {place}"
         raise
+
+
+def _inode(path: Path) -> int:
+    """Which folder stands under a name; 0 for none."""
+    with suppress(OSError):
+        return path.stat().st_ino
+    return 0
 
 
 def _build(root: Path, recipe: Recipe, build: Callable[[Path], Built]) -> Object:
@@ -334,10 +347,7 @@ def _check(found: Object, hash_up_to: int | None) -> None:
         files = manifest["files"]
         inside = {item.relative_to(path).as_posix(): item for item in path.rglob("*")}
         folders = {name for name, item in inside.items() if item.is_dir() and not item.is_symlink()}
-        present, needed = (
-            inside.keys() - folders - {MANIFEST},
-            {p.as_posix() for name in files for p in Path(name).parents},
-        )
+        present, needed = inside.keys() - folders - {MANIFEST}, {str(p) for name in files for p in Path(name).parents}
         if present != set(files) or folders - needed:
             raise damaged(id, path, "files", len(files), sorted((present ^ set(files)) | (folders - needed))[:5])
         for name, entry in files.items():
@@ -376,9 +386,8 @@ def require_version(root: Path) -> None:
     except (ValueError, KeyError, TypeError):
         version = "unreadable"
     if version != FORMAT:
-        raise StoreError(
-            "a store of another version", where=marker, expected=FORMAT, got=version, todo="use its Strata"
-        )
+        what = "a store of another version"
+        raise StoreError(what, where=marker, expected=FORMAT, got=version, todo="use its Strata")
 
 
 def encode(manifest: Any) -> bytes:

@@ -70,7 +70,7 @@ def train(root: Path, recipe: Recipe, processes: int = 1, nodes: int = 1) -> Obj
             asked.append(ranks.told(True))
             return _build(root, recipe, folder, ranks, stop)
 
-        done = store.publish(root, recipe, build, wait=ranks.size == 1)
+        done = store.publish(root, recipe, build, wait=ranks.size == 1, stop=stop)
         if not asked:
             ranks.told(False)
         shutil.rmtree(home(root, recipe.id) / "snapshots", ignore_errors=True)

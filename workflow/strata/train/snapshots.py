@@ -86,7 +86,7 @@ def _drop(folder: Path, final: Path) -> None:
     kept = [path for path in names(folder) if path.name <= final.name][:KEPT]
     for path in names(folder):
         if path not in kept:
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # a second process that took this one for dead drops them too
 
 
 def newest(folder: Path, made_from: Any, ranks: Ranks) -> Snapshot | None:
