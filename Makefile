@@ -23,10 +23,12 @@ $(PEER)/installed: envs/mergekit.lock
 	$(PEER)/bin/python -m pip install --quiet --disable-pip-version-check -r envs/mergekit.lock
 	touch $@
 
-.PHONY: help results peer test test-slow slurm-test check format schema lock
+.PHONY: help env results peer test test-slow slurm-test check format schema lock
 
 help:       ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+env: $(VENV)/installed  ## the environment alone
 
 results: $(VENV)/installed  ## run the experiment of config.yaml; ends with the report
 	$(BIN)/snakemake --cores $(CORES)

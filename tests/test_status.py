@@ -77,6 +77,43 @@ def test_redo_starts_a_training_over_and_not_from_its_snapshots(loaded: Experime
         (folder / "snapshots").mkdir(parents=True)
     assert status.reject_variant(tmp_path, loaded, "healed", "redo") == {}
     assert (mine.exists(), others.exists()) == (False, True)
+    assert list((tmp_path / "quarantine").glob(f"training-{mine.name}.*/snapshots"))  # nothing is deleted
+
+
+def test_a_redo_that_fails_brings_back_nothing_that_rests_on_other_content(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A checkpoint that was built anew with other weights, and whose evaluation failed then."""
+    loaded = experiment.load([write_config(CONFIG.replace("suites: []", "suites: [quick]"))])
+    variant = loaded.variants["healed"]
+    recipes = [variant.job.recipe, *(job.recipe for job in variant.evaluations)]
+
+    def writing(text: str) -> Callable[[Path], store.Built]:
+        def build(folder: Path) -> store.Built:
+            (folder / "a").write_text(text)
+            return store.Built()
+
+        return build
+
+    for anew, back in (("old", len(recipes)), ("new", 0)):
+        for recipe in recipes:
+            store.publish(tmp_path, recipe, writing("old"))
+        moved = status.reject_variant(tmp_path, loaded, "healed", "redo")
+        assert len(moved) == len(recipes) > 1
+        store.publish(tmp_path, recipes[0], writing(anew))
+        assert len(status.restore_variant(tmp_path, moved)) == back
+        assert all((store.find(tmp_path, recipe.id) is not None) == bool(back) for recipe in recipes[1:])
+
+
+def test_redo_touches_nothing_that_a_process_is_at_work_on(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    """As a job of Slurm's that runs on when its snakemake was killed."""
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    job = experiment.load([tmp_path / "config.yaml"]).variants["healed"].job
+    state = home(tmp_path / "results", job.id)
+    state.mkdir(parents=True)
+    (tmp_path / "results" / "leases" / job.id).mkdir(parents=True)
+    run = strata(tmp_path, "redo", "healed")
+    assert (run.returncode, "at work on this variant" in run.stderr, state.exists()) == (9, True, True)
 
 
 def test_redo_of_a_dpo_takes_its_reference_along_when_that_is_of_other_weights(

@@ -112,8 +112,10 @@ def test_a_slurm_that_forgets_jobs_too_soon_is_refused(
 ) -> None:
     """Below three times its first look, 15 seconds, the plugin asks sacct by itself."""
     (cluster.folder / "scontrol").write_text(f'#!/bin/sh\necho "MinJobAge               = {age} sec"\n')
+    told: list[str] = []
     with nullcontext() if is_well else pytest.raises(ClusterError, match=f"got: +{age}"):
-        slurm.check_job_age(command, has_accounts, 15)
+        slurm.check_job_age(command, has_accounts, 15, told.append)
+    assert bool(told) == (is_well and age == 40)
 
 
 @pytest.mark.parametrize(

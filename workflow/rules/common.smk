@@ -50,8 +50,9 @@ THERE = [copy for copy in COPIES if copy.exists()]
 def refuse_if_gone():
     gone = [copy.stem for copy in THERE if not copy.with_suffix("").is_dir()]
     if gone:
-        todo = "run `strata verify`, then again"
-        refuse(StoreError("objects are gone from the store", where=RESULTS, got=", ".join(gone[:5]), todo=todo))
+        todo = "remove the .json files of these names, or run `strata verify`, which does; then again"
+        expected, got = "a folder for each manifest copy", "none for " + ", ".join(gone[:20])
+        refuse(StoreError("objects are gone from the store", where=RESULTS, expected=expected, got=got, todo=todo))
 
 
 refuse_if_gone()

@@ -19,6 +19,10 @@ ENDED_BY, LAST_LOOKS = [], []
 logging.getLogger("snakemake.logging").addFilter(lambda record: not str(record.msg).startswith("environment: "))
 
 
+def tell(text):
+    print(text, file=sys.stderr)
+
+
 def keep_what_is_needed():
     """Clear away what dead runs left. Keep what this run needs from `strata store gc`; then see that what it builds on
     has not just been collected."""
@@ -50,7 +54,7 @@ def require_scheduler():
     if not accounts:
         forget_sacct()
     try:
-        check_job_age(settings.status_command, accounts, settings.init_seconds_before_status_checks)
+        check_job_age(settings.status_command, accounts, settings.init_seconds_before_status_checks, tell)
     except ClusterError as error:
         refuse(error)
 
@@ -72,7 +76,7 @@ def watch_cluster():
     if workflow.executor_plugin.name == "slurm":
         signal.signal(signal.SIGUSR2, signal.default_int_handler)
         requeues = workflow.executor_settings.requeue
-        LAST_LOOKS.append(watch(Path.cwd(), requeues, lambda text: print(text, file=sys.stderr), end))
+        LAST_LOOKS.append(watch(Path.cwd(), requeues, tell, end))
 
 
 def forget_sacct():

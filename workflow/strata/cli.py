@@ -209,7 +209,8 @@ def _why(options: argparse.Namespace) -> None:
 
 def _redo(options: argparse.Namespace) -> None:
     from strata import status, store
-    from strata.errors import NonDeterministic
+    from strata.errors import ClusterError, NonDeterministic
+    from strata.lease import at_work
     from strata.recipe import DETERMINISTIC
     from strata.train.state import home
 
@@ -239,18 +240,21 @@ def _redo(options: argparse.Namespace) -> None:
             got=options.name,
             todo="build it with snakemake, see the README",
         )
+    if busy := sorted(at_work(options.root).keys() & {job.id for job in jobs}):
+        raise ClusterError(
+            "a process is at work on this variant", where=options.root / "leases", expected="none",
+            got=", ".join(busy), todo="let it end, or end it (`strata store roots` tells of it), and run again",
+        )  # fmt: skip
     moved = status.reject_variant(options.root, experiment, options.name, "strata redo")
     snakefile = str(Path(__file__).parents[2] / "Snakefile")
     goal = str(options.root / "variants" / f"{options.name}.json")
     files = ["--configfile", *options.configfile] if options.configfile else []
     code = _run_to_its_end([sys.executable, "-m", "snakemake", "-s", snakefile, "--cores", "all", goal, *files])
     if code:
-        for id, (place, _) in moved.items():
-            store.restore(options.root, id, place)
+        back = status.restore_variant(options.root, moved)
         raise UsageError(
-            "the rebuild failed, and what was there before is back", where=goal, expected="exit code 0",
-            got=f"snakemake exited with {code}",
-            todo="see its messages above",
+            "the rebuild failed", where=goal, expected="exit code 0", got=f"snakemake exited with {code}",
+            todo=f"see its messages above. As before: {', '.join(back) or 'nothing'}; the rest: results/quarantine",
         )  # fmt: skip
     for id, (_, before) in moved.items():
         now = store.require(options.root, id).digest

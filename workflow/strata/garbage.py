@@ -31,6 +31,7 @@ GRACE = 1.0  # days
 TRASH = "trash"
 SETTLED = 1 / 24  # days after which a collection is over: what is in the trash then was left by one that was killed
 _DAY = 86_400  # seconds
+_WORK = ("training", "answers", "tmp")  # folders of what is kept of work that was stopped, and of work in progress
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def garbage(root: Path, grace: float = GRACE, keep: Iterable[str] = ()) -> list[
     `roots`."""
     # What there is comes first: work that begins after this is in no list, and what began before has its lease.
     folders = [root / kind_of(id) / id for id in store.objects(root)]
-    folders += [path for name in ("training", "tmp", TRASH) for path in (root / name).glob("*") if path.is_dir()]
+    folders += [path for name in (*_WORK, TRASH) for path in (root / name).glob("*") if path.is_dir()]
     is_needed = _needs(root, keep)
     pieces = [piece for path in folders if not is_needed(path) and (piece := _piece(path))]
     return [piece for piece in pieces if piece.age >= (SETTLED if piece.path.parent.name == TRASH else grace)]
@@ -219,4 +220,4 @@ def _id(path: Path) -> str:
 
 
 def _is_object(root: Path, path: Path) -> bool:
-    return path.parent.name not in (TRASH, "tmp", "training") and path.parent.parent == root
+    return path.parent.name not in (TRASH, *_WORK) and path.parent.parent == root

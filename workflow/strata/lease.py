@@ -100,9 +100,7 @@ def _wait(
                 )  # fmt: skip
             seen, silent = (owner, beat), 0.0
         now = time.monotonic()
-        silent += min(
-            now - looked, 2 * pause
-        )  # a file server that is away stops both alike
+        silent += min(now - looked, 2 * pause)  # a file server that is away stops both alike
         looked = now
         if silent > _patience(owner, own):
             _logger.info("the lease of %s is taken over from %s, which is dead", folder.name, _told(owner))

@@ -26,7 +26,8 @@ _logger = logging.getLogger(__name__)
 
 @contextmanager
 def gpus(count: int) -> Iterator[None]:
-    """See only `count` GPUs, which no other job of Strata on this machine sees meanwhile. Waits until so many are free.
+    """See only `count` GPUs, which no other job of this user's on this machine sees meanwhile, as far as they share a
+    folder for temporary files. Waits until so many are free.
 
     Raises:
         ClusterError: this machine has fewer.

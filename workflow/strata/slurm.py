@@ -20,6 +20,7 @@ from strata.errors import ClusterError
 
 LOOK = 20.0  # seconds between two looks
 TRIES = 5  # at the start of a run, until Slurm tells which jobs are not of this run
+WATCHED = 60  # seconds: three looks, of which one at least is answered
 SEEN = 240  # seconds: the plugin looks every three minutes at least, and looking takes time
 FIELDS = ("JobID", "State", "exit_code", "Comment", "STDOUT", "WorkDir")
 AWAY = re.compile(r"unable to contact|timed out|connect failure|zero bytes|standby|no answer", re.IGNORECASE)
@@ -143,13 +144,14 @@ def out_of_memory(job: SlurmJob) -> ClusterError:
     )  # fmt: skip
 
 
-def check_job_age(status_command: str, has_accounts: bool, first_look: float) -> None:
-    """See that Slurm remembers a job that has ended until the plugin asks for it.
+def check_job_age(status_command: str, has_accounts: bool, first_look: float, say: Callable[[str], None]) -> None:
+    """See that Slurm remembers a job that has ended until the plugin asks for it, and until the watch does.
 
     Args:
         status_command: that the plugin is to ask, squeue or sacct. It takes squeue where there are no accounts, and
             sacct where there are and squeue forgets within three times `first_look`.
         first_look: seconds until it asks first.
+        say: told what the watch will not see.
 
     Raises:
         ClusterError: Slurm forgets sooner, and the plugin would wait for the job without end.
@@ -161,8 +163,14 @@ def check_job_age(status_command: str, has_accounts: bool, first_look: float) ->
         raise ClusterError(
             "Slurm forgets jobs that have ended sooner than Snakemake asks squeue for them",
             where="MinJobAge in slurm.conf", expected=f"at least {SEEN} seconds", got=age,
-            todo="set `slurm-status-command: sacct` in slurm/profile.yaml" if has_accounts else "raise it",
+            todo="set `slurm-status-command: sacct` in slurm/profile.yaml" if has_accounts
+            else "ask who runs the cluster to raise it",
         )  # fmt: skip
+    if 0 < age < WATCHED:
+        say(
+            f"Slurm forgets jobs {age} seconds after their end (MinJobAge). One that is preempted and not queued again "
+            "may not be seen, and this run would wait for it: look at the queue when it stands still"
+        )
 
 
 def _told(*query: str) -> str | None:

@@ -133,16 +133,16 @@ def _local(path: Path, pattern: str, folder: Path) -> None:
                 raise SourceError(
                     "a link that leaves the folder", where=file, expected=f"below {home.resolve()}", got=file.resolve()
                 )
-            try:
-                _place(folder, member, partial(shutil.copyfile, file))
-            except PermissionError:
-                raise SourceError(
-                    "cannot read the file",
-                    where=file,
-                    expected="a file that can be read",
-                    got="permission denied",
-                    todo="check its permissions",
-                ) from None
+            _place(folder, member, partial(_copy, file))
+
+
+def _copy(file: Path, to: Path) -> None:
+    if not os.access(file, os.R_OK):
+        raise SourceError(
+            "cannot read the file", where=file, expected="a file that can be read", got="permission denied",
+            todo="check its permissions",
+        )  # fmt: skip
+    shutil.copyfile(file, to)
 
 
 def _hub(name: str, revision: str, folder: Path, wanted: list[str], unwanted: list[str], kind: str = "model") -> None:
@@ -173,7 +173,7 @@ def _hub(name: str, revision: str, folder: Path, wanted: list[str], unwanted: li
         # The cache may hold more than was asked for, such as pickles that another program wanted.
         member = file.relative_to(snapshot).as_posix()
         if file.is_file() and _matches(member, wanted) and not _matches(member, unwanted):
-            _place(folder, member, partial(shutil.copyfile, file))
+            _place(folder, member, partial(_copy, file))
 
 
 def _matches(member: str, patterns: list[str]) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import shutil
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -267,7 +267,7 @@ def outdated(root: Path, variant: Variant) -> list[Job]:
 
 
 def reject_variant(root: Path, experiment: Experiment, name: str, reason: str) -> dict[str, tuple[Path, str]]:
-    """Move a variant's checkpoint and evaluations to quarantine, and drop the snapshots of its training.
+    """Move a variant's checkpoint and evaluations to quarantine, and the state of its training.
 
     What was measured of other weights than its parent has now goes with them: the variant could not be built again.
     Returns id -> (where it went, content digest) of those that were whole.
@@ -282,6 +282,24 @@ def reject_variant(root: Path, experiment: Experiment, name: str, reason: str) -
         place = store.reject(root, job.id, reason)
         if place and found:
             moved[job.id] = (place, found.digest)
-    shutil.rmtree(home(root, experiment.variants[name].job.id), ignore_errors=True)
+    state = home(root, variant.job.id)
+    if state.exists():
+        place = root / "quarantine" / f"training-{variant.job.id}.{secrets.token_hex(4)}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        state.rename(place)
     (root / links.FOLDER / f"{name}.json").unlink(missing_ok=True)
     return moved
+
+
+def restore_variant(root: Path, moved: Mapping[str, tuple[Path, str]]) -> list[str]:
+    """Bring back what `reject_variant` has moved away, up to what was built anew meanwhile with other content: what
+    follows was made from the old. Returns what is as it was before."""
+    back = []
+    for id, (place, digest) in moved.items():
+        anew = store.find(root, id)
+        if anew is None:
+            store.restore(root, id, place)
+        elif anew.digest != digest:
+            break
+        back.append(id)
+    return back
