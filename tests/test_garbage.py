@@ -125,9 +125,10 @@ def test_nothing_is_garbage_within_the_grace_period(tmp_path: Path) -> None:
     assert found(tmp_path, grace=0.4) == {BASE.id}
 
 
-def test_training_state_goes_with_what_was_to_be_trained(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["training", "answers"])
+def test_the_state_of_work_goes_with_what_was_to_be_made(tmp_path: Path, folder: str) -> None:
     trained = Recipe("pretrain", {}, parents=(BASE.id,))
-    (tmp_path / "training" / trained.id / "snapshots").mkdir(parents=True)
+    (tmp_path / folder / trained.id / "snapshots").mkdir(parents=True)
     root_of(tmp_path, trained.id)
     assert found(tmp_path, grace=0) == set()
     root_of(tmp_path)
