@@ -52,7 +52,7 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
     # Every byte that is scored is hashed first: a merge takes its digests from its parents and reads no weight.
     checkpoint = store.require(root, recipe.parents[0], verify)
     for source in recipe.sources:
-        if kind_of(source) == KINDS["fetch"]:
+        if kind_of(source) in (KINDS["fetch"], KINDS["tokenize"]):
             store.require(root, source, store.verify)
     numerics = recipe.parameters["numerics"]
     tasks: Mapping[str, Any] = recipe.parameters["tasks"]
@@ -91,9 +91,7 @@ def read_samples(found: Object, task: str) -> Samples:
 def _check_unseen(root: Path, name: str, asked: Asked, sources: Sequence[str]) -> None:
     """Refuse a task of which the checkpoint's training data, the tokens among `sources`, holds a document."""
     for id in sources:
-        if kind_of(id) != KINDS["tokenize"]:
-            continue
-        seen = overlap(store.require(root, id, store.verify), asked.texts)
+        seen = overlap(store.require(root, id), asked.texts) if kind_of(id) == KINDS["tokenize"] else []
         if seen:
             raise EvaluationError(
                 "the checkpoint was trained on what it would be scored on", where=f"task {name}, document {seen[0]}",
