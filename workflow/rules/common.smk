@@ -28,6 +28,8 @@ def config_files():
     if settings.config:
         raise experiments.ConfigError(
             "--config is not supported: its values lose their types",
+            where="the command line",
+            expected="values in files",
             got=", ".join(settings.config),
             todo="write them into a second file and add `--configfile config.yaml second.yaml`",
         )
@@ -81,7 +83,11 @@ def job_of(operation, wildcards):
     if id not in EXPERIMENT.jobs:
         refuse(
             experiments.ConfigError(
-                "no variant of this config needs that id", got=id, todo="ask for results/variants/NAME.json instead"
+                "no variant of this config needs that id",
+                where="the target",
+                expected="an id that `strata show NAME` tells",
+                got=id,
+                todo="ask for results/variants/NAME.json instead",
             )
         )
     return EXPERIMENT.jobs[id]

@@ -7,8 +7,8 @@ import subprocess
 import threading
 import time
 
-from strata.disk import disk_errors
-from strata.errors import ClusterError, SpaceError
+from strata.disk import disk_errors, unusable
+from strata.errors import ClusterError
 from strata.garbage import mark, sweep_dead
 from strata.slurm import check_job_age, watch
 
@@ -33,7 +33,7 @@ def keep_what_is_needed():
     except StrataError as error:
         refuse(error)
     except OSError as error:
-        refuse(SpaceError("a path cannot be used", where=error.filename, got=error.strerror))
+        refuse(unusable(error))
     refuse_if_gone()
 
 
@@ -47,6 +47,7 @@ def require_scheduler():
                 "this profile submits to Slurm, and there is no `sbatch` on this machine",
                 where="PATH",
                 expected="sbatch",
+                got="none",
                 todo="run it on a login node of the cluster, or without `--profile slurm`",
             )
         )
@@ -91,17 +92,17 @@ def say_where_the_report_is():
     """At the end of a run that wrote the report. One that did not must not point at an older one."""
     page = RESULTS / "report" / "report.html"
     if page.exists() and page.stat().st_mtime >= STARTED:
-        print(f"report: {page.resolve()}", file=sys.stderr)
+        tell(f"report: {page.resolve()}")
 
 
 def report_what_there_is():
     """At the end of a run that failed: a report of the variants that are finished, beside the last whole one."""
     for look in LAST_LOOKS:
         look()
-    print("The report was not written again. Mend what failed above and run the same command.", file=sys.stderr)
+    tell("The report was not written again. Mend what failed above and run the same command.")
     command = [sys.executable, "-m", "strata", "report", "--partial", "--configfile", *CONFIG_FILES]
     path = {"PYTHONPATH": str(Path(workflow.basedir, "workflow"))}
     run = subprocess.run(command, env=os.environ | path, capture_output=True, text=True)
-    print((run.stdout or run.stderr).strip(), file=sys.stderr)
+    tell((run.stdout or run.stderr).strip())
     if ENDED_BY:
         refuse(ENDED_BY[0])

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from strata import progress
-from strata.errors import Preempted, SpaceError, StrataError, UsageError
+from strata.errors import Preempted, StrataError, UsageError
 from strata.recipe import KINDS
 
 OPERATIONS = tuple(KINDS)
@@ -44,9 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except OSError as error:
-        where, expected = error.filename or "see the log", "a path that can be read, and written where results go"
-        _say(f"error: {SpaceError('a path cannot be used', where=where, expected=expected, got=error.strerror)}")
-        return SpaceError.exit_code
+        from strata.disk import unusable
+
+        told = unusable(error)
+        _say(f"error: {told}")
+        return told.exit_code
     except Exception as error:
         import traceback
 

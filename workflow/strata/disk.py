@@ -42,6 +42,14 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def unusable(error: OSError) -> SpaceError:
+    """The error for a path that the system refuses, for reasons of its own."""
+    return SpaceError(
+        "a path cannot be used", where=error.filename or "see the log", got=error.strerror,
+        expected="a path that can be read, and written where results go",
+    )  # fmt: skip
+
+
 @contextmanager
 def disk_errors(root: Path, name: str = "the store") -> Iterator[None]:
     """Turn a full or read-only disk into an error that names it. Raises SpaceError."""
