@@ -114,7 +114,7 @@ ORDER = [
 ]  # fmt: skip
 WITHIN = {
     "train": [
-        {"schedule", "groups", "order", "parallel", "flops", "journal", "state", "metadata"},
+        {"schedule", "groups", "order", "parallel", "flops", "journal", "state", "metadata", "bfloat16"},
         {"batch", "packing", "snapshots", "sharding"}, {"learner"}, {"data", "objectives", "export"}, {"task"}, {"loop", "reference"},
         {"operation"},
     ],
