@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -69,6 +70,23 @@ def test_who_finds_none_free_waits_until_one_is(tmp_path: Path) -> None:
         threading.Timer(0.2, process.stdin.close).start()
         with gpus(2):
             assert process.wait() == 0
+
+
+def test_what_ranks_still_use_when_their_launcher_was_killed_is_not_free(tmp_path: Path) -> None:
+    script = (
+        "import time; from strata.slots import *; from strata.train.parallel import _start\n"
+        "with gpus(3): print(_start(['sleep', '60'], {**os.environ}).pid, flush=True); time.sleep(60)"
+    )
+    env = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", script], text=True, env=env, stdout=subprocess.PIPE) as launcher:
+        assert launcher.stdout
+        rank = int(launcher.stdout.readline())
+        launcher.kill()
+    ended: list[float] = []
+    end = threading.Timer(0.3, lambda: (ended.append(time.monotonic()), os.kill(rank, signal.SIGKILL)))
+    end.start()
+    with gpus(3):
+        assert ended and time.monotonic() > ended[0]
 
 
 def test_a_killed_job_holds_nothing(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Slots: which GPUs of this machine a job may use, so that jobs side by side have GPUs of their own.
 
 A GPU is held by a lock on a file of its name in the machine's folder for temporary files, which ends with the process
-that holds it, however that ends. So too within an allocation of a scheduler, where several jobs may run side by side.
+that holds it and the ranks that it has started, however they end. So too within an allocation of a scheduler, where
+several jobs may run side by side.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ def _lock(stack: ExitStack, file: Path) -> bool:
     if not is_it:
         os.close(handle)
         return False
+    os.set_inheritable(handle, True)  # ranks that outlive their launcher still use its GPUs
     stack.callback(os.close, handle)
     stack.callback(file.unlink, missing_ok=True)
     return True

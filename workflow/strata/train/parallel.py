@@ -180,7 +180,8 @@ def _srun(command: Sequence[str], count: int, nodes: int) -> list[str]:
 
 
 def _start(command: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, env=environment)  # noqa: S603
+    """A rank. It shares the locks on GPUs, which last until the last of those who hold them ends."""
+    return subprocess.Popen(command, env=environment, close_fds=False)  # noqa: S603
 
 
 def _send(ranks: Sequence[subprocess.Popen[bytes]], number: int) -> None:
