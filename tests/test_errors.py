@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,17 +22,27 @@ NEEDED: dict[str, set[str]] = {"PlanError": {"expected", "got"}, "Preempted": se
 def raised(file: Path) -> list[tuple[str, str, set[str]]]:
     """Every error of ours that a file makes: the line, its kind, and what it is given by name."""
     found = []
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and hasattr(errors, node.func.id):
-            names = {word.arg for word in node.keywords if word.arg}
-            found.append((f"{file.name}:{node.lineno}", node.func.id, names))
+    text = file.read_text()
+    for start in re.finditer(r"(?<!class )\b\w+(?=\()", text):
+        if start[0] in {kind.__name__ for kind in KINDS}:
+            names = {word.arg for word in call(text[start.start() :]).keywords if word.arg}
+            found.append((f"{file.name}:{text.count(chr(10), 0, start.start()) + 1}", start[0], names))
     return found
+
+
+def call(text: str) -> ast.Call:
+    """The call that a text begins with; what follows may be no Python, as in a file of rules."""
+    for end in re.finditer(r"\)", text):
+        with suppress(SyntaxError):
+            return next(node for node in ast.walk(ast.parse(text[: end.end()])) if isinstance(node, ast.Call))
+    raise AssertionError(text[:80])
 
 
 def test_every_error_says_where_what_was_expected_and_what_was_found() -> None:
     bare = []
     count = 0
-    for file in (REPOSITORY / "workflow" / "strata").rglob("*.py"):
+    sources = [*(REPOSITORY / "workflow" / "strata").rglob("*.py"), *(REPOSITORY / "workflow" / "rules").glob("*.smk")]
+    for file in sources:
         for line, kind, names in raised(file):
             count += 1
             if not NEEDED.get(kind, {"where", "expected", "got"}) <= names:
