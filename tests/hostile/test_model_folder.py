@@ -249,7 +249,9 @@ ODD: list[tuple[str, Spoil]] = [
 
 
 @pytest.mark.parametrize("spoil", [spoil for _, spoil in ODD], ids=[name for name, _ in ODD])
-def test_what_is_odd_and_harmless_makes_the_same_weights(tmp_path: Path, llama: Path, spoil: Spoil) -> None:
+def test_what_is_odd_and_harmless_makes_the_same_weights(
+    tmp_path: Path, llama: Path, spoil: Spoil, caplog: pytest.LogCaptureFixture, request: Any
+) -> None:
     root, odd = tmp_path / "results", copy_of(llama, tmp_path / "odd")
     spoil(odd)
     plain, other = (made(root, *fetch_and_init(root, folder, llama)) for folder in (llama, odd))
@@ -259,3 +261,4 @@ def test_what_is_odd_and_harmless_makes_the_same_weights(tmp_path: Path, llama: 
         assert b"yyyy" not in file.read_bytes()
     index = json.loads((other.path / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == other.facts["bytes"]
+    assert ("tells 1 bytes of weights" in caplog.text) == ("total is a lie" in request.node.name)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from strata import families
-from strata.checkpoint import Checkpoint, Stored, check_exact, some
+from strata.checkpoint import INDEX, Checkpoint, Stored, check_exact, some
 from strata.errors import CheckpointError
+from strata.jsonfile import read_object
 from strata.modelfiles import read_config, weight_files
 from strata.tensors import Header, read_header
 
 _CHUNK = 8 << 20  # bytes
+_logger = logging.getLogger(__name__)
 
 
 def open_model(file: Path) -> Checkpoint:
@@ -41,6 +45,7 @@ def open_model(file: Path) -> Checkpoint:
                 )
             if name is not None:
                 tensors[name] = Stored(shard.name, tensor, "")
+    _hold_total(home / INDEX, headers)
     family = families.family_of(config)
     if families.tied(config) and family.head in tensors and family.embed[0] in tensors:
         _check_tied(home, tensors.pop(family.head), tensors[family.embed[0]])
@@ -56,6 +61,15 @@ def _check_index(shard: Path, said: set[str] | None, header: Header) -> None:
             "the index and a shard do not name the same tensors", where=shard, got=some(said ^ held),
             expected="each tensor in the shard that the index names",
         )  # fmt: skip
+
+
+def _hold_total(index: Path, headers: Mapping[str, Header]) -> None:
+    """Say so when an index tells another size than its shards have. Theirs is used: tools have counted in many ways."""
+    metadata = read_object(index).get("metadata") if index.is_file() else None
+    told = metadata.get("total_size") if isinstance(metadata, dict) else None
+    held = sum(tensor.size for header in headers.values() for tensor in header.tensors)
+    if told not in (None, held):
+        _logger.warning("%s tells %s bytes of weights, and its shards hold %d, which counts", index, told, held)
 
 
 def _check_tied(home: Path, head: Stored, embedding: Stored) -> None:
