@@ -37,7 +37,7 @@ results: $(VENV)/installed  ## run the experiment of config.yaml; ends with the 
 peer: $(PEER)/installed  ## the environment of mergekit, to compare with
 
 test: $(VENV)/installed  ## the test suite, a quarter of an hour on 2 cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 test-slow: $(VENV)/installed $(PEER)/installed  ## the slow proofs, on the real model and against mergekit
 	$(BIN)/python -m pytest -m slow

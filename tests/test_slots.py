@@ -115,7 +115,8 @@ def test_what_the_user_lets_us_see_is_all_there_is(monkeypatch: pytest.MonkeyPat
 def test_jobs_within_one_allocation_share_out_what_it_was_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where Snakemake itself runs in a job of Slurm's. Another job's GPU of the same number is another GPU."""
+    """As where Snakemake itself runs in a job of Slurm's. Another job's GPU of the same number may be another GPU."""
+    (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv(VISIBLE, "0,1")
     with holding(tmp_path, 1) as (_, first), gpus(1):
@@ -125,6 +126,19 @@ def test_jobs_within_one_allocation_share_out_what_it_was_given(
             assert other == os.environ[VISIBLE]
     with pytest.raises(ClusterError, match=VISIBLE), gpus(3):
         pass
+
+
+@pytest.mark.parametrize("job", ["", "7"])
+def test_a_gpu_has_one_lock_whether_it_is_named_by_number_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str
+) -> None:
+    """A scheduler's numbers, too, count what `nvidia-smi` lists where the job runs."""
+    with holding(tmp_path, 1) as (_, first):
+        assert first == "GPU-00"
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv(VISIBLE, "0,2")
+        with gpus(1):
+            assert os.environ[VISIBLE] == "2"
 
 
 def test_no_lock_is_left_behind(tmp_path: Path) -> None:

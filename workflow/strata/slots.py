@@ -56,12 +56,17 @@ def visible() -> list[str]:
     """The GPUs that this process may use, as CUDA names them. Found without torch, which would open them."""
     if VISIBLE in os.environ:
         return [name.strip() for name in os.environ[VISIBLE].split(",") if name.strip()]
+    whole, parts = _listed()
+    return parts or whole  # a GPU that is cut into parts is used by its parts
+
+
+def _listed() -> tuple[list[str], list[str]]:
+    """The UUIDs of GPUs in the order of their numbers, and those of parts of GPUs."""
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout  # noqa: S607
     except (OSError, subprocess.CalledProcessError):
-        return []
-    parts = re.findall(r"UUID: (MIG-[0-9a-f-]+)", listed)  # a GPU that is cut into parts is used by its parts
-    return parts or re.findall(r"UUID: (GPU-[0-9a-f-]+)", listed)
+        return [], []
+    return re.findall(r"UUID: (GPU-[0-9a-f-]+)", listed), re.findall(r"UUID: (MIG-[0-9a-f-]+)", listed)
 
 
 def _held(stack: ExitStack, names: Sequence[str], count: int) -> list[str]:
@@ -69,12 +74,13 @@ def _held(stack: ExitStack, names: Sequence[str], count: int) -> list[str]:
     the other holds."""
     folder = Path(tempfile.gettempdir(), f"strata-gpus-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
+    files = {name: folder / file for name, file in zip(names, _files(names), strict=True)}
     said = False
     while True:
         with ExitStack() as tried:
             mine: list[str] = []
-            for name in names:
-                if len(mine) < count and _lock(tried, folder / _file(name)):
+            for name, file in files.items():
+                if len(mine) < count and _lock(tried, file):
                     mine.append(name)
             if len(mine) == count:
                 stack.enter_context(tried.pop_all())
@@ -85,10 +91,17 @@ def _held(stack: ExitStack, names: Sequence[str], count: int) -> list[str]:
         time.sleep(LOOK)
 
 
-def _file(name: str) -> str:
-    """The name of a GPU's lock. Schedulers number GPUs anew for each job, and so a number is one of that job's."""
-    job = [os.environ.get(key, "") for key in ("SLURM_JOB_ID", "SLURM_STEP_ID")] if name.isdigit() else []
-    return re.sub(r"\W", "_", ".".join([*job, name]))
+def _files(names: Sequence[str]) -> list[str]:
+    """The names of GPUs' locks: their UUIDs, whichever way this job was told of them. Where a number cannot be looked
+    up it is one of this scheduler's job, for each of which GPUs may be numbered anew."""
+    numbered, parts = _listed() if any(name.isdigit() for name in names) else ([], [])
+    job = [os.environ.get(key, "") for key in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
+    found = []
+    for name in names:
+        if name.isdigit() and not parts and int(name) < len(numbered):
+            name = numbered[int(name)]
+        found.append(re.sub(r"\W", "_", ".".join([*job, name] if name.isdigit() else [name])))
+    return found
 
 
 def _lock(stack: ExitStack, file: Path) -> bool:
