@@ -115,8 +115,7 @@ def test_what_the_user_lets_us_see_is_all_there_is(monkeypatch: pytest.MonkeyPat
 def test_jobs_within_one_allocation_share_out_what_it_was_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where Snakemake itself runs in a job of Slurm's. Another job's GPU of the same number may be another GPU."""
-    (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
+    """As where Snakemake itself runs in a job of Slurm's. Another job's GPU of the same number is another GPU."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv(VISIBLE, "0,1")
     with holding(tmp_path, 1) as (_, first), gpus(1):
@@ -128,17 +127,31 @@ def test_jobs_within_one_allocation_share_out_what_it_was_given(
         pass
 
 
-@pytest.mark.parametrize("job", ["", "7"])
 def test_a_gpu_has_one_lock_whether_it_is_named_by_number_or_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A scheduler's numbers, too, count what `nvidia-smi` lists where the job runs."""
     with holding(tmp_path, 1) as (_, first):
         assert first == "GPU-00"
-        monkeypatch.setenv("SLURM_JOB_ID", job)
         monkeypatch.setenv(VISIBLE, "0,2")
         with gpus(1):
             assert os.environ[VISIBLE] == "2"
+
+
+@pytest.mark.parametrize("known", ["SLURM_JOB_ID", "unlike"])
+def test_where_numbers_may_count_otherwise_they_are_not_looked_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: str
+) -> None:
+    """A scheduler numbers anew, and may give one GPU to several jobs; CUDA numbers unlike GPUs by their speed."""
+    if known == "unlike":
+        tool = tmp_path / "bin" / "nvidia-smi"
+        tool.write_text(tool.read_text().replace("0: NVIDIA H200", "0: NVIDIA L4"))
+    with holding(tmp_path, 1) as (_, first):
+        assert first == "GPU-00"
+        if known != "unlike":
+            monkeypatch.setenv(known, "7")
+        monkeypatch.setenv(VISIBLE, "0")
+        with gpus(1):
+            assert os.environ[VISIBLE] == "0"
 
 
 def test_no_lock_is_left_behind(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from measure import REPOSITORY, machine, measure
 sys.path.insert(0, str(REPOSITORY / "workflow"))
 sys.path.insert(0, str(REPOSITORY / "tests"))
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 import lessons
 from strata import families, methods, store
@@ -167,7 +168,8 @@ def against_bare_loop(bench: Bench, dtype: str) -> None:
                 if turn == "ours":
                     ours.append(our_step(run, state))
                 else:
-                    bare.append(bare_step(model, optimizer, drawn, dtype))
+                    with _disable_current_modes():  # without what `strata.train.bfloat16` does for ours
+                        bare.append(bare_step(model, optimizer, drawn, dtype))
 
     in_place_of_the_loop(bench, recipe(bench, bench.deep, bench.steps + 1, dtype=dtype), measured)
     tokens = SETTINGS["batch"] * SETTINGS["length"]

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -230,8 +231,8 @@ def heavy_metadata(table: dict[str, Any], data: bytearray) -> None:
     table["__metadata__"] = {"format": "pt", "note": "y" * 1_000_000}
 
 
-def lying_total(folder: Path, weight_map: dict[str, str]) -> dict[str, Any]:
-    return {"metadata": {"total_size": 1}, "weight_map": weight_map}
+def lying_total(total: Any) -> Callable[[Path, dict[str, str]], dict[str, Any]]:
+    return lambda folder, weight_map: {"metadata": {"total_size": total}, "weight_map": weight_map}
 
 
 def hard_linked(folder: Path) -> None:
@@ -240,7 +241,8 @@ def hard_linked(folder: Path) -> None:
 
 ODD: list[tuple[str, Spoil]] = [
     ("B16-metadata of a megabyte", weights(heavy_metadata)),
-    ("B32-an index whose total is a lie", sharded(lying_total)),
+    ("B32-an index whose total is a lie", sharded(lying_total(1))),
+    ("B32-an index whose total is no number", sharded(lying_total(["\x1b" * 1000]))),
     ("B36-weights with a second name on disk", hard_linked),
     ("B39-code that nothing names", holding("modeling_llama.py", EVIL)),
     ("B40-a tokenizer class that nobody knows", edit_json("tokenizer_config.json", tokenizer_class="EvilTokenizer")),
@@ -261,4 +263,5 @@ def test_what_is_odd_and_harmless_makes_the_same_weights(
         assert b"yyyy" not in file.read_bytes()
     index = json.loads((other.path / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == other.facts["bytes"]
-    assert ("tells 1 bytes of weights" in caplog.text) == ("total is a lie" in request.node.name)
+    assert caplog.text.count("bytes of weights") == ("an index whose total" in request.node.name)
+    assert "\x1b" not in caplog.text and len(caplog.text) < 1000

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention as attention
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lessons
 from lessons import curve, losses
+from models import SMALL, build
 from strata.train import bfloat16
-from strata.train.bfloat16 import Widened, products
+from strata.train.batch import Batch
+from strata.train.bfloat16 import Widened, widened
+from strata.train.objectives import language_loss
 from strata.train.operation import train
+from strata.train.task import predict
 
 ULP = 2**-8  # the width of bfloat16's last place, relative to the number
 A, B, C = torch.randn(3, 6, 40, 40, generator=torch.Generator().manual_seed(1)).bfloat16()
@@ -67,46 +74,99 @@ def test_other_dtypes_are_left_alone(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "can", "expected"),
-    [("cpu", True, nullcontext), ("cpu", False, Widened), ("cuda", False, nullcontext)],
+    ("device", "dtype", "can", "expected"),
+    [
+        ("cpu", "bfloat16", False, Widened),
+        ("cpu", "bfloat16", True, nullcontext),
+        ("cpu", "float32", False, nullcontext),
+        ("cuda", "bfloat16", False, nullcontext),
+    ],
 )
-def test_only_a_cpu_that_cannot_multiply_is_helped(monkeypatch: Any, device: str, can: bool, expected: type) -> None:
+def test_only_what_a_cpu_cannot_multiply_is_widened(
+    monkeypatch: Any, device: str, dtype: str, can: bool, expected: type
+) -> None:
     monkeypatch.setattr(bfloat16, "_multiplies", lambda: can)
-    assert type(products(torch.device(device))) is expected
+    assert type(widened(torch.device(device), dtype)) is expected
+
+
+def test_a_torch_without_onednn_is_one_that_cannot(monkeypatch: Any) -> None:
+    """It has no operation that could be asked."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops, "mkldnn", None)
+    assert type(widened(torch.device("cpu"), "bfloat16")) is Widened
+
+
+PRODUCT = re.compile(r"mm$|mv$|dot$|linear|matmul|einsum|conv|attention")
+
+
+class Passing(TorchDispatchMode):  # type: ignore[misc]
+    """Notes every operation that multiplies tensors of bfloat16 and comes as far as torch's own code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removesuffix("_backward")
+        if PRODUCT.search(name) and any(isinstance(x, torch.Tensor) and x.dtype == torch.bfloat16 for x in args):
+            self.seen.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", SMALL)
+def test_no_product_of_any_family_passes_by(family: str, checkpointing: bool) -> None:
+    """Of one document a row, and of packed rows, which attention sees a mask for."""
+    model = build(family).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    ids = np.arange(2 * 24).reshape(2, 24) % 200
+    apart, packed = np.tile(np.arange(24), (2, 1)), np.tile(np.arange(24) % 10, (2, 1))
+    for positions in (apart, packed):
+        with Passing() as plain:
+            language_loss(*predict(model, Batch(ids, ids, positions, ids.size), "bfloat16")).backward()
+        with Passing() as passing, Widened():
+            language_loss(*predict(model, Batch(ids, ids, positions, ids.size), "bfloat16")).backward()
+        assert "aten::mm" in plain.seen
+        assert passing.seen == set()
+
+
+def counted(monkeypatch: Any) -> list[int]:
+    """An entry for each tensor that is widened from now on."""
+    found: list[int] = []
+    monkeypatch.setattr(bfloat16, "_widen", lambda tensor, widen=bfloat16._widen: found.append(1) or widen(tensor))
+    return found
 
 
 @pytest.mark.usefixtures("one_thread", "held_out_text_may_be_learnt")
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_training_and_measuring_go_that_way_where_they_must(
-    monkeypatch: Any, tmp_path: Path, checkpointing: bool
-) -> None:
-    """With it the losses are those without, within bfloat16; the products of every step and measurement are widened."""
-    runs, widened = [], []
-    monkeypatch.setattr(bfloat16, "_widen", lambda tensor, widen=bfloat16._widen: widened.append(1) or widen(tensor))
+def test_training_goes_that_way_where_it_must_and_comes_to_the_same(monkeypatch: Any, tmp_path: Path) -> None:
+    """The losses of its steps and on held-out text are those of torch's own products, within bfloat16."""
+    runs, count = [], counted(monkeypatch)
     for can in (False, True):
         monkeypatch.setattr(bfloat16, "_multiplies", lambda can=can: can)
         root = tmp_path / str(can) / "results"
         root.parent.mkdir()
         base = lessons.base(root)
-        data = lessons.text(root, base)
         recipe = lessons.pretraining(
-            base, data, dtype="bfloat16", heldout={"source": 0, "tokens": 256}, activation_checkpointing=checkpointing
+            base, lessons.text(root, base), dtype="bfloat16", heldout={"source": 0, "tokens": 256}
         )
         done = train(root, recipe)
-        runs.append((losses(done), [point["loss"] for point in curve(done)["heldout"]], len(widened)))
+        runs.append((losses(done), [point["loss"] for point in curve(done)["heldout"]], len(count)))
     assert runs[0][0] == pytest.approx(runs[1][0], rel=2e-3) and runs[0][1] == pytest.approx(runs[1][1], rel=2e-3)
     assert 0 < runs[0][2] == runs[1][2]
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_so_does_a_reference(monkeypatch: Any, tmp_path: Path) -> None:
-    """And DPO begins at ln 2 from it, or training would refuse it."""
-    monkeypatch.setattr(bfloat16, "_multiplies", lambda: False)
-    widened: list[int] = []
-    monkeypatch.setattr(bfloat16, "_widen", lambda tensor, widen=bfloat16._widen: widened.append(1) or widen(tensor))
-    root = tmp_path / "results"
+@pytest.mark.parametrize("can", [(False, False), (False, True), (True, False)])
+def test_dpo_begins_at_ln_2_from_a_reference_of_either_way(
+    monkeypatch: Any, tmp_path: Path, can: tuple[bool, bool]
+) -> None:
+    """As on a cluster of unlike machines: training refuses a first loss that is too far from it."""
+    root, count = tmp_path / "results", counted(monkeypatch)
     base = lessons.base(root)
     data = lessons.preferences(root, base)
+    monkeypatch.setattr(bfloat16, "_multiplies", lambda: can[0])
     reference = lessons.reference_of(root, base, data, "bfloat16")
-    assert widened
+    assert bool(count) != can[0]
+    monkeypatch.setattr(bfloat16, "_multiplies", lambda: can[1])
     train(root, lessons.dpo(base, data, reference, dtype="bfloat16"))

@@ -176,6 +176,16 @@ def test_a_signal_to_the_launcher_reaches_all_and_one_process_goes_on_from_the_s
     alike(done, train(other, recipe_of(other, steps=60)))
 
 
+def test_ranks_whose_launcher_is_killed_leave_a_snapshot_and_end(root: Path) -> None:
+    recipe = recipe_of(root, steps=4000)
+    process = start(root, recipe, 2)
+    wait_for_snapshot(root, recipe.id, process)
+    process.kill()
+    _, error = process.communicate(timeout=300)  # which ends when the last of them does
+    assert "it goes on from there" in error
+    assert store.find(root, recipe.id) is None
+
+
 def test_a_rank_that_dies_takes_the_others_with_it(root: Path) -> None:
     recipe = recipe_of(root, steps=400)
     process = start(root, recipe, 2)

@@ -45,7 +45,7 @@ def open_model(file: Path) -> Checkpoint:
                 )
             if name is not None:
                 tensors[name] = Stored(shard.name, tensor, "")
-    _hold_total(home / INDEX, headers)
+    _check_total(home / INDEX, headers)
     family = families.family_of(config)
     if families.tied(config) and family.head in tensors and family.embed[0] in tensors:
         _check_tied(home, tensors.pop(family.head), tensors[family.embed[0]])
@@ -63,13 +63,14 @@ def _check_index(shard: Path, said: set[str] | None, header: Header) -> None:
         )  # fmt: skip
 
 
-def _hold_total(index: Path, headers: Mapping[str, Header]) -> None:
-    """Say so when an index tells another size than its shards have. Theirs is used: tools have counted in many ways."""
+def _check_total(index: Path, headers: Mapping[str, Header]) -> None:
+    """Warn when an index tells another size than its shards have. Theirs is used: tools have counted in many ways."""
     metadata = read_object(index).get("metadata") if index.is_file() else None
     told = metadata.get("total_size") if isinstance(metadata, dict) else None
     held = sum(tensor.size for header in headers.values() for tensor in header.tensors)
     if told not in (None, held):
-        _logger.warning("%s tells %s bytes of weights, and its shards hold %d, which counts", index, told, held)
+        message = "%s tells %s bytes of weights, and its shards hold %d, which counts"
+        _logger.warning(message, index, repr(told)[:80], held)
 
 
 def _check_tied(home: Path, head: Stored, embedding: Stored) -> None:

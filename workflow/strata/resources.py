@@ -133,7 +133,9 @@ def _training_mb(job: Job, shape: Shape) -> int:
     layers = 2 if parameters["activation_checkpointing"] else shape.layers
     vectors = 25 * (shape.hidden or 4_096) * layers * WIDTH[parameters["dtype"]]
     activations = tokens * (vectors + 16 * (shape.vocabulary or 50_000)) * job.processes // job.nodes
-    return int(weights + 28 * trained + activations) // MB
+    # bfloat16 may go by way of float32: the largest matrix, the head, stands in it then, and so does its gradient.
+    widened = 8 * (shape.vocabulary or 50_000) * (shape.hidden or 4_096) * (parameters["dtype"] == "bfloat16")
+    return int(weights + 28 * trained + activations + widened) // MB
 
 
 def _task_minutes(job: Job, size_mb: int) -> int:

@@ -1,8 +1,8 @@
 """Slots: which GPUs of this machine a job may use, so that jobs side by side have GPUs of their own.
 
-A GPU is held by a lock on a file of its name in the machine's folder for temporary files, which ends with the process
-that holds it and the ranks that it has started, however they end. So too within an allocation of a scheduler, where
-several jobs may run side by side.
+A GPU is held by a lock on a file of its name in the machine's folder for temporary files. It ends when the process
+that took it and the ranks that it has started have all ended, in whichever way. So too within an allocation of a
+scheduler, where several jobs may run side by side.
 """
 
 from __future__ import annotations
@@ -56,17 +56,16 @@ def visible() -> list[str]:
     """The GPUs that this process may use, as CUDA names them. Found without torch, which would open them."""
     if VISIBLE in os.environ:
         return [name.strip() for name in os.environ[VISIBLE].split(",") if name.strip()]
-    whole, parts = _listed()
-    return parts or whole  # a GPU that is cut into parts is used by its parts
+    listed = _listed()
+    parts = re.findall(r"UUID: (MIG-[0-9a-f-]+)", listed)  # a GPU that is cut into parts is used by its parts
+    return parts or re.findall(r"UUID: (GPU-[0-9a-f-]+)", listed)
 
 
-def _listed() -> tuple[list[str], list[str]]:
-    """The UUIDs of GPUs in the order of their numbers, and those of parts of GPUs."""
+def _listed() -> str:
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout  # noqa: S607
+        return subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout  # noqa: S607
     except (OSError, subprocess.CalledProcessError):
-        return [], []
-    return re.findall(r"UUID: (GPU-[0-9a-f-]+)", listed), re.findall(r"UUID: (MIG-[0-9a-f-]+)", listed)
+        return ""
 
 
 def _held(stack: ExitStack, names: Sequence[str], count: int) -> list[str]:
@@ -92,16 +91,18 @@ def _held(stack: ExitStack, names: Sequence[str], count: int) -> list[str]:
 
 
 def _files(names: Sequence[str]) -> list[str]:
-    """The names of GPUs' locks: their UUIDs, whichever way this job was told of them. Where a number cannot be looked
-    up it is one of this scheduler's job, for each of which GPUs may be numbered anew."""
-    numbered, parts = _listed() if any(name.isdigit() for name in names) else ([], [])
-    job = [os.environ.get(key, "") for key in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
-    found = []
-    for name in names:
-        if name.isdigit() and not parts and int(name) < len(numbered):
-            name = numbered[int(name)]
-        found.append(re.sub(r"\W", "_", ".".join([*job, name] if name.isdigit() else [name])))
-    return found
+    """The names of GPUs' locks: a number stands for the GPU of that number, so that who names it by UUID waits for it.
+
+    Not within a scheduler's job, for each of which GPUs may be numbered anew, or given to several on purpose: there a
+    number is one of that job's. Nor where GPUs differ, which CUDA numbers by their speed and not as they are listed.
+    """
+    listed = _listed()
+    found = re.findall(r"^GPU (\d+): (.*) \(UUID: (GPU-[0-9a-f-]+)\)$", listed, re.MULTILINE)
+    job = [os.environ[key] for key in ("SLURM_JOB_ID", "SLURM_STEP_ID") if key in os.environ]
+    alike = len({model for _, model, _ in found}) == 1 and "MIG-" not in listed
+    known = {number: uuid for number, _, uuid in found} if alike and not job else {}
+    full = [".".join([*(job if name.isdigit() else []), known.get(name, name)]) for name in names]
+    return [re.sub(r"\W", "_", name) for name in full]
 
 
 def _lock(stack: ExitStack, file: Path) -> bool:

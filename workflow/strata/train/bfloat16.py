@@ -1,8 +1,9 @@
-"""bfloat16 on CPUs that cannot multiply it: the products are of float32, and rounded. Needs torch.
+"""bfloat16 on CPUs that cannot multiply it: by way of float32. Needs torch.
 
-oneDNN multiplies matrices of bfloat16 on CPUs with AVX-512; on others torch falls back to a plain loop that is more
-than ten times slower than float32. Either sums in float32 and rounds once, so to widen the factors, multiply and round
-differs from them by the order of the sum alone.
+oneDNN multiplies matrices of bfloat16 where the CPU has instructions that help it: AVX-512, or Arm's for bfloat16. On
+other CPUs torch falls back to a plain loop that is more than ten times slower than float32. Both sum in float32 and
+round once, so to widen the factors, multiply and round differs from them by the order of the sum; attention besides
+keeps its probabilities unrounded.
 """
 
 from __future__ import annotations
@@ -16,26 +17,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-MULTIPLYING = {
+# What linear maps, einsum and attention of other kinds are made of by the time that autograd is through with them.
+MULTIPLYING = frozenset({
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
     torch.ops.aten.bmm.default,
     torch.ops.aten.baddbmm.default,
     ATTENTION,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
-}
+})  # fmt: skip
 
 
-def products(device: torch.device) -> AbstractContextManager[object]:
-    """Inside, on a CPU that cannot, bfloat16 is multiplied by way of float32, forwards and backwards.
+def widened(device: torch.device, dtype: str) -> AbstractContextManager[object]:
+    """Inside, what computes in `dtype` multiplies by way of float32, where the device needs that for bfloat16.
 
-    Not within torch.inference_mode, where a linear map comes whole and not as the product it is made of.
+    Forwards and backwards; not within torch.inference_mode, where a linear map comes whole.
     """
-    return Widened() if device.type == "cpu" and not _multiplies() else nullcontext()
+    needed = device.type == "cpu" and dtype == "bfloat16" and not _multiplies()
+    return Widened() if needed else nullcontext()
 
 
 def _multiplies() -> bool:
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether torch multiplies matrices of bfloat16 by oneDNN on this CPU, and not by its loop."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Widened(TorchDispatchMode):  # type: ignore[misc]
@@ -44,6 +48,7 @@ class Widened(TorchDispatchMode):  # type: ignore[misc]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        assert not torch.is_inference_mode_enabled(), "products would pass by unseen"
         kwargs = kwargs or {}
         if func not in MULTIPLYING or args[0].dtype != torch.bfloat16:
             return func(*args, **kwargs)

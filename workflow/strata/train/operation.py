@@ -79,7 +79,7 @@ def train(root: Path, recipe: Recipe, processes: int = 1, nodes: int = 1) -> Obj
 
 def _build(root: Path, recipe: Recipe, folder: Path | None, ranks: Ranks, stop: Sequence[int]) -> Built:
     """Every rank calls it; the first has the `folder` to write to, and its result counts."""
-    from strata.train.bfloat16 import products
+    from strata.train.bfloat16 import widened
 
     parameters = recipe.parameters
     _check_ranks(parameters, ranks)
@@ -116,7 +116,7 @@ def _build(root: Path, recipe: Recipe, folder: Path | None, ranks: Ranks, stop: 
         stop=stop, label=f"{recipe.id[: len(recipe.operation) + 9]}",
     )  # fmt: skip
     try:
-        with products(ranks.device):
+        with widened(ranks.device, parameters["dtype"]):
             state = go_on(run, state)
     finally:
         if run.journal is not None:
@@ -199,13 +199,13 @@ def _heldout(parameters: Mapping[str, Any], tokens: Sequence[Tokens | None]) -> 
 
 def _reference_loss(found: Object, heldout: list[Batch], parameters: Mapping[str, Any], ranks: Ranks) -> float:
     """The held-out loss that is to be regained: the named variant's, measured by the code that measures the run's."""
-    from strata.train.bfloat16 import products
+    from strata.train.bfloat16 import widened
 
     if ranks.is_first:
         store.verify(found)
     model = model_of(found, ranks)
     shard(model, list(decoder_layers(model)), found, ranks)
-    with products(ranks.device):
+    with widened(ranks.device, parameters["dtype"]):
         loss = heldout_loss(model, heldout, parameters["dtype"], replace(ranks, size=1, rank=0))
     del model
     gc.collect()  # FSDP's hooks hold a model that they are of

@@ -6,6 +6,7 @@ unlike torchrun it hands a signal on, waits for the snapshot however long that t
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -22,6 +23,7 @@ from strata.errors import Preempted
 
 STOP = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)  # SIGUSR1 is NCCL's
 PATIENCE = timedelta(hours=2)  # while one rank writes a large checkpoint, the others wait for it
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 # What srun tells its tasks, as torchrun would.
 AS_RANK = 'RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID exec "$@"'
 
@@ -123,11 +125,18 @@ def joined(device: str) -> Iterator[Ranks]:
         yield Ranks(0, 1, place)
         return
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    _end_with_launcher()
     distributed.init_process_group(backend, timeout=PATIENCE)
     try:
         yield Ranks(distributed.get_rank(), size, place)
     finally:
         distributed.destroy_process_group()
+
+
+def _end_with_launcher() -> None:
+    """Let the system send SIGTERM when the launcher has died, even by kill -9: a snapshot, and the GPUs are free."""
+    with suppress(AttributeError):  # Linux's alone
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def launch(command: Sequence[str], count: int, nodes: int = 1) -> None:
@@ -180,7 +189,7 @@ def _srun(command: Sequence[str], count: int, nodes: int) -> list[str]:
 
 
 def _start(command: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """A rank. It shares the locks on GPUs, which last until the last of those who hold them ends."""
+    """A rank, or srun. It shares the locks on GPUs, which last until the last of those who hold them ends."""
     return subprocess.Popen(command, env=environment, close_fds=False)  # noqa: S603
 
 

@@ -30,7 +30,7 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
     import numpy as np
     import torch
 
-    from strata.train.bfloat16 import products
+    from strata.train.bfloat16 import widened
     from strata.train.data import Pairs
     from strata.train.objectives import answer_logps
     from strata.train.task import LOGPS, predict
@@ -46,8 +46,8 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
         lower_frozen(decoder_layers(model))
     model.to(device)
     logps_P2 = np.empty((len(pairs), 2))
-    told = bar(f"{checkpoint.id[:14]} reference", len(pairs), "pair")
-    with torch.no_grad(), products(model.device), told as progress:
+    progress_bar = bar(f"{checkpoint.id[:14]} reference", len(pairs), "pair")
+    with torch.no_grad(), widened(model.device, dtype), progress_bar as progress:
         for start in range(0, len(pairs), _PAIRS):
             numbers = range(start, min(start + _PAIRS, len(pairs)))
             found = answer_logps(*predict(model, pairs.pairs(numbers), dtype))
