@@ -261,6 +261,7 @@ def test_before_the_time_is_over_training_is_told_and_writes_a_snapshot(idle: Pa
     until_it_trains(folder, run)
     process = training(folder)
     os.kill(process, signal.SIGSTOP)
+    wait_for(lambda: status_of(process)["State"].startswith("T"), "stop", 20)  # what it asked of a disk is done first
     wait_for(lambda: is_told_to_end(process), "signal", 120)
     os.kill(process, signal.SIGCONT)
     output = end(run)
@@ -320,10 +321,14 @@ def training(folder: Path) -> int:
     raise AssertionError("no process trains")
 
 
+def status_of(process: int) -> dict[str, str]:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
 def is_told_to_end(process: int) -> bool:
     """Whether a process that stands still has a SIGTERM to come, or goes on since Slurm woke it."""
-    status = Path(f"/proc/{process}/status").read_text()
-    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    fields = status_of(process)
     pending = int(fields["ShdPnd"], 16) | int(fields["SigPnd"], 16)
     return bool(pending >> (signal.SIGTERM - 1) & 1) or not fields["State"].startswith("T")
 
