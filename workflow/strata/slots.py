@@ -96,11 +96,11 @@ def _files(names: Sequence[str]) -> list[str]:
     Not within a scheduler's job, for each of which GPUs may be numbered anew, or given to several on purpose: there a
     number is one of that job's. Nor where GPUs differ, which CUDA numbers by their speed and not as they are listed.
     """
-    listed = _listed()
-    found = re.findall(r"^GPU (\d+): (.*) \(UUID: (GPU-[0-9a-f-]+)\)$", listed, re.MULTILINE)
     job = [os.environ[key] for key in ("SLURM_JOB_ID", "SLURM_STEP_ID") if key in os.environ]
+    listed = _listed() if not job and any(name.isdigit() for name in names) else ""
+    found = re.findall(r"^GPU (\d+): (.*) \(UUID: (GPU-[0-9a-f-]+)\)$", listed, re.MULTILINE)
     alike = len({model for _, model, _ in found}) == 1 and "MIG-" not in listed
-    known = {number: uuid for number, _, uuid in found} if alike and not job else {}
+    known = {number: uuid for number, _, uuid in found} if alike else {}
     full = [".".join([*(job if name.isdigit() else []), known.get(name, name)]) for name in names]
     return [re.sub(r"\W", "_", name) for name in full]
 
