@@ -5,6 +5,7 @@ SHELL := bash
 
 PYTHON ?= python3
 CORES ?= all
+CMAKE_ARGS ?= -DLLAVA_BUILD=OFF
 VENV := .venv
 BIN := $(VENV)/bin
 PEER := .venv-mergekit
@@ -18,12 +19,16 @@ $(VENV)/installed: envs/strata.lock pyproject.toml
 	$(INSTALL) --no-deps --no-build-isolation -e .
 	touch $@
 
+$(VENV)/llama: envs/llama.lock $(VENV)/installed
+	CMAKE_ARGS="$(CMAKE_ARGS)" $(INSTALL) -r envs/llama.lock
+	touch $@
+
 $(PEER)/installed: envs/mergekit.lock
 	$(PYTHON) -m venv $(PEER)
 	$(PEER)/bin/python -m pip install --quiet --disable-pip-version-check -r envs/mergekit.lock
 	touch $@
 
-.PHONY: help env results peer test test-slow slurm-test check format schema lock
+.PHONY: help env results llama peer test test-slow slurm-test check format schema lock
 
 help:       ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -34,12 +39,14 @@ results: $(VENV)/installed  ## run the experiment of config.yaml; ends with the 
 	$(BIN)/snakemake --cores $(CORES)
 	@echo "report: $(CURDIR)/results/report/report.html"
 
+llama: $(VENV)/llama  ## llama.cpp, built from source in some minutes: for GGUF files smaller than f16, and to run them
+
 peer: $(PEER)/installed  ## the environment of mergekit, to compare with
 
 test: $(VENV)/installed  ## the test suite, a quarter of an hour on 2 cores
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
-test-slow: $(VENV)/installed $(PEER)/installed  ## the slow proofs, on the real model and against mergekit
+test-slow: $(VENV)/llama $(PEER)/installed  ## the slow proofs, on the real model, against mergekit and llama.cpp
 	$(BIN)/python -m pytest -m slow
 
 slurm-test: $(VENV)/installed  ## the workflow on a real Slurm of two nodes on this machine: for root on Debian

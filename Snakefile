@@ -1,4 +1,4 @@
-# Strata: sources -> init -> (analyze ->) merge -> (tokenize -> train ->) evaluate -> report.
+# Strata: sources -> init -> (analyze ->) merge -> (tokenize -> train ->) evaluate -> (gguf, publish ->) report.
 # Every checkpoint is named by what it is made from.
 from snakemake.utils import min_version
 
@@ -19,6 +19,7 @@ include: "workflow/rules/analyze.smk"
 include: "workflow/rules/merge.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/gguf.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/run.smk"
 
@@ -29,11 +30,13 @@ rule all:
         rules.report.output,
         rules.links.output,
         all_results(),
+        all_published(),
     localrule: True
 
 
 onstart:
     require_scheduler()
+    require_llama()
     keep_what_is_needed()
     watch_cluster()
 

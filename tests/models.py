@@ -37,15 +37,19 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def build(family: str, **changes: Any) -> Any:
-    """A small random model of a family. No tensor of it is of equal values, as fresh norms and biases are."""
+    """A small random model of a family. No tensor of it is of equal values, as fresh norms and biases are.
+
+    `noise` is the size of what is added to all that a fresh model has.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(changes.pop("seed", 7))
+    noise = changes.pop("noise", 0.2)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**SMALL[family], **changes}))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+            parameter.add_(torch.randn_like(parameter), alpha=noise)
     return model.eval()
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from lessons import losses
 from strata import checkpoint, importance, inventory, store
+from strata.llamacpp.convert import convert
 from strata.merge import merge
 from strata.recipe import KINDS, VERSIONS
 from strata.tokens import tokenize
@@ -65,10 +66,10 @@ def put_aside(golden: Path, operation: str) -> store.Object:
     return old
 
 
-@holding("merge", "tokenize")
+@holding("merge", "tokenize", "gguf")
 def test_what_rests_on_no_machine_is_made_again_to_the_byte(golden: Path, operation: str) -> None:
     old = put_aside(golden, operation)
-    made = {"merge": merge, "tokenize": tokenize}[operation](golden, old.recipe)
+    made = {"merge": merge, "tokenize": tokenize, "gguf": convert}[operation](golden, old.recipe)
     assert (made.id, made.digest) == (old.id, old.digest)
     assert made.manifest["files"] == old.manifest["files"]
     if operation == "merge":

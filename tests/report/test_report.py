@@ -337,7 +337,7 @@ def test_a_question_with_html_in_it_is_shown_as_text(experiment: Experiment) -> 
     row = table.rows[1]
     scores = (*row.scores[:place], replace(row.scores[place], flips=(question,)), *row.scores[place + 1 :])
     shown = to_html(
-        ROOT, replace(table, rows=(table.rows[0], replace(row, scores=scores), *table.rows[2:])), experiment
+        ROOT, replace(table, rows=(table.rows[0], replace(row, scores=scores), *table.rows[2:])), experiment, ROOT
     )
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; so on" in shown and "&lt;b&gt;yes&lt;/b&gt;" in shown
     assert "<script>alert" not in shown and "<b>yes" not in shown

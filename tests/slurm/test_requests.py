@@ -34,6 +34,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "sft": TRAINED | {"epochs": 3},
     "dpo": TRAINED | {"epochs": 1},
     "evaluate": {"device": "cuda", "numerics": {"dtype": "bfloat16"}, "tasks": {"one": {}}},
+    "gguf": {}, "quantize": {},
 }  # fmt: skip
 
 

@@ -19,7 +19,8 @@ def test_an_example_has_one_job_for_each_artefact(tmp_path: Path, example: Path)
     shutil.copy(REPOSITORY / "config.yaml", tmp_path)
     run = snakemake(tmp_path, "-n", "--configfile", str(example))
     assert run.returncode == 0, run.stdout
-    artefacts = experiment.load([tmp_path / "config.yaml", example]).jobs
+    made = experiment.load([tmp_path / "config.yaml", example])
+    folders = [name for name, variant in made.variants.items() if variant.publish.directory]
     planned = re.search(r"^total +(\d+)$", run.stdout, re.MULTILINE)
     assert planned is not None
-    assert int(planned[1]) == len(artefacts) + len(("links", "report", "all"))
+    assert int(planned[1]) == len(made.jobs) + len(folders) + len(("links", "report", "all"))

@@ -41,7 +41,9 @@ def test_what_rules_must_not_use(word: str) -> None:
     assert word not in SOURCE
 
 
-SUBMITTED = ("init", "analyze", "merge", "tokenize", "reference", "pretrain", "sft", "dpo", "encode", "evaluate")
+SUBMITTED = (
+    "init", "analyze", "merge", "tokenize", "reference", "pretrain", "sft", "dpo", "encode", "evaluate", "gguf", "quantize",
+)  # fmt: skip
 
 
 def rules() -> dict[str, str]:
@@ -49,7 +51,7 @@ def rules() -> dict[str, str]:
 
 
 def test_every_rule_but_all_has_a_log_and_calls_the_package() -> None:
-    assert set(rules()) == {"all", "fetch", *SUBMITTED, "links", "variant", "report"}
+    assert set(rules()) == {"all", "fetch", *SUBMITTED, "links", "variant", "publish", "report"}
     for name, text in rules().items():
         if name != "all":
             assert "log:" in text and f"python -m strata {name}" in text, name
@@ -72,7 +74,7 @@ def test_how_many_processes_train_is_a_resource_and_no_parameter() -> None:
 
 def test_fetch_and_everything_small_is_local() -> None:
     local = {name for name, text in rules().items() if "localrule: True" in text}
-    assert local == {"all", "fetch", "links", "variant", "report"}
+    assert local == {"all", "fetch", "links", "variant", "publish", "report"}
 
 
 def test_recipes_and_names_are_quoted_in_every_shell_line() -> None:
@@ -85,6 +87,7 @@ def test_no_two_rules_may_claim_one_file() -> None:
     assert sorted(prefixes) == [
         "results/analyses/analyze-", "results/checkpoints/dpo-", "results/checkpoints/init-", "results/checkpoints/merge-",
         "results/checkpoints/pretrain-", "results/checkpoints/sft-", "results/evaluations/evaluate-",
+        "results/gguf/gguf-", "results/gguf/quantize-",
         "results/references/reference-", "results/requests/encode-", "results/sources/fetch-", "results/tokens/tokenize-",
     ]  # fmt: skip
     assert 'hash="[0-9a-f]{32}"' in SOURCE
@@ -106,11 +109,11 @@ ORDER = [
     {"errors", "scratch"}, {"jsonfile", "document", "plan", "progress", "records", "slots", "slurm", "disk"}, {"lease"},
     {"schema", "methods", "outline", "tensors", "recipe", "families", "modelfiles", "rows"},
     {"surgery", "training", "store", "relayer", "arithmetic", "lineage", "chat"},
-    {"config", "checkpoint", "runs", "importance", "curves"}, {"foreign", "mergekit", "job", "architecture"},
+    {"config", "checkpoint", "runs", "importance", "curves", "receipts"}, {"foreign", "mergekit", "job", "architecture"},
     {"variant", "restack", "shapes", "sources", "loading"}, {"stages", "tokens", "score", "tasks"}, {"suite", "encode"},
     {"experiment", "train"}, {"garbage"},
     {"resources", "links", "initialize", "analyze", "merge", "evaluate", "pin", "standalone", "reference", "forecast"},
-    {"status", "inventory", "operations"}, {"report"}, {"cli"},
+    {"llamacpp"}, {"status", "inventory", "operations"}, {"report"}, {"publish", "talk"}, {"commands"}, {"cli"},
 ]  # fmt: skip
 WITHIN = {
     "train": [
@@ -120,8 +123,10 @@ WITHIN = {
     ],
     "score": [{"tree", "statistics", "encodings", "generator"}, {"engine"}, {"answers"}, {"scorer"}],
     "tasks": [{"items", "bigbench", "taskfiles", "splits"}, {"harness"}, {"kinds"}],
+    "llamacpp": [{"probes", "vocabulary"}, {"library"}, {"convert"}, {"quantize"}],
+    "publish": [{"rebuild"}, {"origin"}, {"card"}, {"folder"}, {"hub"}],
     "report": [
-        {"figures", "comparison", "flips"}, {"charts", "table"}, {"formats", "results", "published"},
+        {"figures", "comparison", "flips"}, {"charts", "table"}, {"formats", "results", "published", "places"},
         {"model_index", "every_eval_ever", "beside"}, {"page", "exports"},
     ],
 }  # fmt: skip

@@ -10,7 +10,7 @@ from strata.config import config_files as given_files
 from strata.errors import StoreError, StrataError
 from strata.recipe import digest
 from strata.resources import ACROSS, across, request
-from strata.status import variant_of
+from strata.status import base_of, variant_of
 from strata.store import target
 
 RESULTS = Path("results")
@@ -144,9 +144,9 @@ def threads_of(operation):
 
 
 def results_of(name):
-    """The manifest copies of a variant's checkpoint and evaluations."""
+    """The manifest copies of a variant's checkpoint, evaluations and GGUF files."""
     variant = EXPERIMENT.variants[name]
-    return [str(target(RESULTS, job.id)) for job in (variant.job, *variant.evaluations)]
+    return [str(target(RESULTS, job.id)) for job in (variant.job, *variant.evaluations, *variant.ggufs)]
 
 
 def results_of_variant(wildcards):
@@ -158,6 +158,17 @@ def results_of_variant(wildcards):
 
 def all_results():
     return list(dict.fromkeys(path for name in EXPERIMENT.variants for path in results_of(name)))
+
+
+def results_to_publish(wildcards):
+    """What a variant's card tells of: itself, and its base, which its scores are held against."""
+    names = dict.fromkeys([wildcards.name, base_of(EXPERIMENT, wildcards.name)])
+    return list(dict.fromkeys(path for name in names for path in results_of(name)))
+
+
+def all_published():
+    """The receipts of the variants that are written into folders of their own."""
+    return [f"results/published/{name}.json" for name, v in EXPERIMENT.variants.items() if v.publish.directory]
 
 
 def all_checkpoints():

@@ -36,9 +36,28 @@ rule variant:
         "python -m strata variant {wildcards.name:q} --configfile {params.files:q} --log {log:q}"
 
 
+# `strata upload NAME` alone uploads: no run does.
+rule publish:
+    input:
+        results_to_publish,
+    output:
+        "results/published/{name}.json",
+    log:
+        "results/logs/publish-{name}.log",
+    localrule: True
+    conda:
+        "../../envs/strata.yaml"
+    params:
+        directory=lambda wildcards: EXPERIMENT.variants[wildcards.name].publish.directory,
+        files=CONFIG_FILES,
+    shell:
+        "python -m strata publish {wildcards.name:q} --configfile {params.files:q} --log {log:q}"
+
+
 rule report:
     input:
         all_results(),
+        all_published(),
     output:
         csv=report(
             "results/report/scores.csv",

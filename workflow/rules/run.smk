@@ -10,6 +10,7 @@ import time
 from strata.disk import disk_errors, unusable
 from strata.errors import ClusterError
 from strata.garbage import mark, sweep_dead
+from strata.llamacpp import library as llama
 from strata.slurm import check_job_age, watch
 
 STARTED = time.time()
@@ -57,6 +58,16 @@ def require_scheduler():
     try:
         check_job_age(settings.status_command, accounts, settings.init_seconds_before_status_checks, tell)
     except ClusterError as error:
+        refuse(error)
+
+
+def require_llama():
+    """Refuse a run that ends with files which llama.cpp makes, where there is none, before it begins."""
+    wanted = [id for id, job in EXPERIMENT.jobs.items() if job.recipe.operation == "quantize"]
+    try:
+        if not all(target(RESULTS, id).exists() for id in wanted):
+            llama.require()
+    except StrataError as error:
         refuse(error)
 
 

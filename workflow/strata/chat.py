@@ -187,14 +187,14 @@ def _fields(chat: Chat, message: Message) -> dict[str, str]:
 def _apply(chat: Chat, conversation: Conversation, messages: list[dict[str, str]], **options: bool) -> str:
     try:
         template = _DATE + chat.template
-        with _in_time():
+        with in_time():
             return str(chat.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options))
     except Exception as error:  # a template is a program, and not ours: whatever it does is told, not traced
         raise _unfit_template(conversation, "a chat template fails", str(error).split("\n")[0]) from None
 
 
 @contextmanager
-def _in_time() -> Iterator[None]:
+def in_time() -> Iterator[None]:
     """Raise TimeoutError in a template that runs on and on: the sandbox limits what it reaches, not its loops.
 
     By the processor's time, so that a busy machine is no error. Elsewhere than in the main thread there is no limit.

@@ -25,6 +25,10 @@ Family = Literal[
     "qwen3_moe",
 ]  # fmt: skip
 
+# In the order of their size. f16 is written by us, the others are made from it by llama.cpp.
+Quantization = Literal["f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"]
+HUB = r"^[\w.-]+/[\w.-]+$"
+
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a parameter
 
 
@@ -60,6 +64,11 @@ class Source(Model):
         description="of the file; of several, over the sorted lines `<sha256>  <member>`. `strata pin` fills it in",
     )
     shape: Shape | None = Field(default=None, description="for a model; `strata pin` fills it in")
+    license: str | None = Field(
+        default=None,
+        pattern=r"^[a-z0-9][a-z0-9.-]*$",
+        description="for a model, as the hub calls it: what a model made of it is published under. A GGUF says its own",
+    )
 
 
 class PackageSource(Source):
@@ -83,13 +92,13 @@ class Repository(Source):
 class HubSource(Repository):
     """A model repository on the Hugging Face hub."""
 
-    hub: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="`owner/name`")
+    hub: str = Field(pattern=HUB, description="`owner/name`")
 
 
 class DatasetSource(Repository):
     """Files of a dataset repository on the Hugging Face hub."""
 
-    dataset: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="`owner/name`")
+    dataset: str = Field(pattern=HUB, description="`owner/name`")
     file: str = Field(min_length=1, description="a file of the repository, or a glob for several")
 
 
@@ -112,7 +121,32 @@ class Init(Model):
     )
 
 
-class InitVariant(Model):
+class Publish(Model):
+    """Where a variant goes besides the store."""
+
+    directory: str | None = Field(
+        default=None, min_length=1, description="a folder that transformers loads, relative to the working directory"
+    )
+    hub: str | None = Field(
+        default=None, pattern=HUB, description="a model repository, `owner/name`; `strata upload NAME` alone uploads"
+    )
+    private: bool = Field(default=True, description="whether that repository is one that others do not see")
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Publish:
+        if "private" in self.model_fields_set and self.hub is None:
+            raise PydanticCustomError("strata", "`private` is of a repository: give `hub` too")
+        return self
+
+
+class Output(Model):
+    """What any variant may ask for besides its checkpoint and its scores; no part of its recipe."""
+
+    gguf: list[Quantization] = Field(default=[], description="files for llama.cpp, one of each of these types")
+    publish: Publish | None = Field(default=None, description="where to put it besides the store")
+
+
+class InitVariant(Output):
     """A base model: a source in canonical form, one shard per layer."""
 
     init: Init
@@ -122,7 +156,7 @@ class InitVariant(Model):
         return ()
 
 
-class MergeVariant(Model):
+class MergeVariant(Output):
     """A checkpoint whose layers are re-stacked from its parents'."""
 
     parent: Name | None = Field(default=None, description="short for `parents: [parent]`")
@@ -144,7 +178,7 @@ class MergeVariant(Model):
         return (self.parent,) if self.parent is not None else tuple(self.parents or ())
 
 
-class TrainingVariant(Model):
+class TrainingVariant(Output):
     """A checkpoint whose weights are its parent's, trained on."""
 
     parent: Name = Field(description="name of a variant")

@@ -12,6 +12,7 @@ StrataError               1  (never raised itself)
 ├── SpaceError            8  the disk is full, or not writable
 ├── ClusterError          9  the scheduler that a profile asks for
 ├── TrainingError        10  training data, or a training run that cannot go on
+├── PublishError         11  a folder or a repository that cannot take a variant
 └── Preempted            75  stopped by a signal; a snapshot is written, and the same command goes on from it
 """
 
@@ -105,6 +106,11 @@ class ClusterError(StrataError):
 class TrainingError(StrataError):
     exit_code = 10
     next_step = "change the variant's settings or its data, and run again"
+
+
+class PublishError(StrataError):
+    exit_code = 11
+    next_step = "mend it there, and run the same command again"
 
 
 class Preempted(StrataError):

@@ -6,7 +6,8 @@ Pure: no writes, no network, no torch. Snakemake does it again in every job, so 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from strata.stages import Setting, trained_variant
 from strata.surgery import Calibration, Prune
 from strata.tasks import taskfiles
 from strata.variant import Variant
+
+LLAMAS = ("llama", "mistral")  # the families that llama.cpp runs as a Llama
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,15 @@ def resolve(config: schema.Config, document: Document) -> Experiment:
         evaluations = tuple(
             Job(_of(test, encoding, made), made.job.shape) for test, encoding in zip(tests, encodings, strict=True)
         )
-        variants[name] = replace(made, encodings=encodings, evaluations=evaluations)
+        made = replace(
+            made,
+            encodings=encodings,
+            evaluations=evaluations,
+            publish=config.variants[name].publish or schema.Publish(),
+        )
+        variants[name] = _with_ggufs(made, config.variants[name].gguf, document)
     variants = {name: variants[name] for name in config.variants}
+    _check_places(variants, document)
     every = [*fetched, *(job for v in variants.values() for job in v.jobs)]
     return Experiment(config.device, tuple(s for s, _ in loaded), sources, variants, {job.id: job for job in every})
 
@@ -107,7 +117,9 @@ def fetch_job(source: schema.Source, document: Document, key: Key, code: bool = 
             got=repr(hub.revision) if hub and hub.revision else "none",
             todo=f"run `strata pin{of_suite}`: it fills in what is missing",
         )
-    pin = source.model_dump(exclude={"shape", "path"}, exclude_none=True) | ({"task_files": True} if code else {})
+    pin = source.model_dump(exclude={"shape", "path", "license"}, exclude_none=True) | (
+        {"task_files": True} if code else {}
+    )
     location = source.location if isinstance(source, schema.PathSource) else ""
     return Job(Recipe("fetch", pin), source.shape, location)
 
@@ -148,6 +160,44 @@ def _of(test: Recipe, encoding: Job, variant: Variant) -> Recipe:
     """The evaluation of one variant. What its lineage has learnt is a source, so that overlap can be refused."""
     sources = (*test.sources, encoding.id, *variant.lineage.learnt)
     return Recipe(test.operation, test.parameters, (variant.job.id,), sources)
+
+
+def _with_ggufs(made: Variant, types: Sequence[str], document: Document) -> Variant:
+    """The variant with the jobs of its files for llama.cpp: one is written, the others are made from that one."""
+    if not types:
+        return made
+    place, shape = ("variants", made.name, "gguf"), _shape(made.job)
+    if shape.family not in LLAMAS:
+        raise ConfigError(
+            "no GGUF is written of this family", where=document.where(place), expected=" or ".join(LLAMAS),
+            got=shape.family, todo="remove `gguf`",
+        )  # fmt: skip
+    if len(set(types)) < len(types):
+        raise ConfigError("a type twice", where=document.where(place), expected="each once", got=", ".join(types))
+    written = Job(Recipe("gguf", {"type": "f16"}, (made.job.id,)), shape)
+    jobs = {"f16": written} | {
+        kind: Job(Recipe("quantize", {"type": kind}, (made.job.id,), (written.id,)), shape)
+        for kind in types
+        if kind != "f16"
+    }
+    return replace(made, conversion=written, ggufs=tuple(jobs[kind] for kind in types))
+
+
+def _check_places(variants: Mapping[str, Variant], document: Document) -> None:
+    """Raise ConfigError for two variants that would be published to one place."""
+    for key in ("directory", "hub"):
+        taken: dict[str, str] = {}
+        for name, variant in variants.items():
+            place = getattr(variant.publish, key)
+            if place is None:
+                continue
+            place = os.path.normpath(place) if key == "directory" else place.lower()
+            if place in taken:
+                raise ConfigError(
+                    "two variants are published to one place", where=document.where(("variants", name, "publish", key)),
+                    expected="a place of its own for each", got=f"{place}, as of `{taken[place]}`",
+                )  # fmt: skip
+            taken[place] = name
 
 
 def _waits_for(config: schema.Config, name: str) -> dict[str, Key]:

@@ -14,6 +14,7 @@ from strata.variant import Variant
 SCHEMAS: dict[str, type[Pretrain] | type[Sft] | type[Dpo]] = {
     schema.operation: schema for schema in (Pretrain, Sft, Dpo)
 }
+WIDTH = 13  # of the words that the lines of an outline begin with
 TOLD = ("learning_rate", "schedule", "beta", "seed")  # where they are not the default
 
 
@@ -46,7 +47,7 @@ def outline(experiment: Experiment, variant: Variant) -> list[str]:
         f"computes in  {parameters['dtype']} on {parameters['device']}, {job.processes} process"
         + ("es" if job.processes > 1 else ""),
     ]
-    lines += [f"{'data' if not n else '':<13}{line}" for n, line in enumerate(_data(experiment, job))]
+    lines += [f"{'data' if not n else '':<{WIDTH}}{line}" for n, line in enumerate(_data(experiment, job))]
     if held := parameters.get("heldout"):
         every = f"every {parameters['every']:,} tokens" if "every" in parameters else "ten times"
         name = _source(experiment, job.recipe.sources[held["source"]])

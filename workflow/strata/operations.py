@@ -81,3 +81,11 @@ def _run(root: Path, recipe: Recipe, location: str, processes: int, nodes: int) 
             from strata.evaluate import evaluate
 
             evaluate(root, recipe)
+        case "gguf":
+            from strata.llamacpp.convert import convert
+
+            convert(root, recipe)
+        case "quantize":
+            from strata.llamacpp.quantize import quantize
+
+            quantize(root, recipe)

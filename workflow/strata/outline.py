@@ -15,20 +15,31 @@ def outline(plan: Plan, names: Sequence[str]) -> list[str]:
     Args:
         names: of the parents.
     """
-    runs = list(_runs(plan))
-    width = max(len(_span(first, last)) for first, last in runs)
-    lines = [f"{_span(first, last).rjust(width)}  {_told(plan, first, last, names)}" for first, last in runs[:LINES]]
+    runs = list(rows(plan, names))
+    width = max(len(span) for span, _ in runs)
+    lines = [f"{span.rjust(width)}  {told}" for span, told in runs[:LINES]]
     lines += [f"and {len(runs) - LINES} more"] * (len(runs) > LINES)
+    return [*lines, outside(plan, names), f"seams between its runs: {_seams(plan)}"]
+
+
+def rows(plan: Plan, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(layers, what they are made of) of each run, such as `0-23` and `0-23 of base`."""
+    for first, last in _runs(plan):
+        yield _span(first, last), _told(plan, first, last, names)
+
+
+def outside(plan: Plan, names: Sequence[str]) -> str:
+    """What the parts outside the layers are made of, in a line."""
     parts = plan.outside
     if len(set(parts.values())) == 1:
-        told = f"embedding, norm and head: {_mix(plan.embed_from, names)}"
-    else:
-        told = ", ".join(f"{part}: {_mix(layer, names)}" for part, layer in parts.items()).replace(
-            "embed:", "embedding:"
-        )
+        return f"embedding, norm and head: {_mix(plan.embed_from, names)}"
+    return ", ".join(f"{part}: {_mix(layer, names)}" for part, layer in parts.items()).replace("embed:", "embedding:")
+
+
+def _seams(plan: Plan) -> str:
     found = seams(plan)
     places = ", ".join(f"{i}|{i + 1}" for i in found[:8]) + (", ..." if len(found) > 8 else "")
-    return [*lines, told, f"seams between its runs: {len(found)}" + (f" ({places})" if found else "")]
+    return f"{len(found)}" + (f" ({places})" if found else "")
 
 
 def _runs(plan: Plan) -> Iterator[tuple[int, int]]:

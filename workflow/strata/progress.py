@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import Any, TextIO
 
 DELAY = 10.0  # seconds
@@ -33,3 +34,11 @@ def log_to(path: str) -> None:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)
+
+
+def say(message: str) -> None:
+    """Tell the user, and the log where there is one."""
+    print(message, file=terminal)
+    if terminal is not sys.stderr:
+        with suppress(OSError):  # which may lie on the disk that is full
+            print(message, file=sys.stderr, flush=True)  # into the log as well

@@ -27,13 +27,15 @@ KINDS = {
     "dpo": "checkpoints",
     "encode": "requests",
     "evaluate": "evaluations",
+    "gguf": "gguf",
+    "quantize": "gguf",
 }
 
 # Raised when an operation gives another result for the same parameters: every id that depends on it changes.
 VERSIONS = dict.fromkeys(KINDS, 1) | {"evaluate": 2}
 
 # Same id, other content is an error for these; for the rest the first published object wins.
-DETERMINISTIC = {"fetch", "init", "merge", "tokenize", "encode"}
+DETERMINISTIC = {"fetch", "init", "merge", "tokenize", "encode", "gguf"}
 
 _ID = re.compile(f"({'|'.join(KINDS)})-[0-9a-f]{{32}}")
 

@@ -23,13 +23,16 @@ LIBRARIES_MB = {
     **dict.fromkeys(TRAINING, 3_000),
     "encode": 3_000,
     "evaluate": 3_000,
+    "gguf": 2_000,
+    "quantize": 2_000,
 }  # resident before a weight is read
 MINUTES = {
     "fetch": 120, "init": 20, "analyze": 30, "merge": 20, "tokenize": 120, "reference": 30,
     **dict.fromkeys(TRAINING, 30), "encode": 40, "evaluate": 20,
+    "gguf": 20, "quantize": 20,
 }  # fmt: skip
 TASK_MINUTES = {"encode": 20, "evaluate": 40}  # for each of a group's tasks
-THREADS = {"fetch": 1, "init": 2, "encode": 2}  # 4 for the rest
+THREADS = {"fetch": 1, "init": 2, "encode": 2, "gguf": 1}  # 4 for the rest
 SMALL_MB = 50  # a smaller model is built, and scored on a small suite, in less time than Python starts in
 # Operations per second of a training step: half of what 2 cores do with a 0.2 B model in float32, and a tenth of what
 # an H100 can in bfloat16. An upper bound of the time, not a forecast.
@@ -102,10 +105,13 @@ def _is_brief(job: Job, size_mb: int) -> bool:
 
 
 def _weights_mb(job: Job) -> int:
-    """Memory for weights: a GGUF and a reference go through float32, a merge holds none, a forward pass casts."""
+    """Memory for weights: a GGUF that is read and a reference go through float32, a merge holds none, a forward pass
+    casts, a GGUF is written tensor by tensor."""
     shape, parameters = job.shape, job.recipe.parameters
     if shape is None or job.recipe.operation in ("fetch", "merge"):
         return 0
+    if job.recipe.operation in ("gguf", "quantize"):  # the largest, in float32, thrice
+        return 12 * (shape.vocabulary or 128_000) * (shape.hidden or 8_192) // MB
     if job.recipe.operation in TRAINING:
         return _training_mb(job, shape)
     cast = parameters.get("numerics", parameters).get("dtype", "float32")

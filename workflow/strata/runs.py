@@ -18,7 +18,8 @@ from typing import NamedTuple
 from strata import store
 from strata.disk import write_atomically
 
-PACKAGES = ("torch", "transformers", "lm_eval", "safetensors", "gguf", "numpy", "snakemake")
+PACKAGES = ("torch", "transformers", "lm_eval", "safetensors", "gguf", "llama_cpp", "numpy", "snakemake")
+_CALLED = {"llama_cpp": "llama-cpp-python"}  # where a distribution has another name than its module
 
 
 @contextmanager
@@ -90,7 +91,7 @@ def _versions() -> dict[str, str]:
         return {}  # and spare a merge the 20 ms of looking for them
     from importlib.metadata import version
 
-    return {package: version(package) for package in loaded}
+    return {package: version(_CALLED.get(package, package)) for package in loaded}
 
 
 def peak_memory_mb() -> int | None:

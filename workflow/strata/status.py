@@ -39,6 +39,13 @@ def variant_of(experiment: Experiment, name: str) -> Variant:
     )
 
 
+def base_of(experiment: Experiment, name: str) -> str:
+    """The variant without parents that this one goes back to, by first parents."""
+    while experiment.variants[name].parents:
+        name = experiment.variants[name].parents[0]
+    return name
+
+
 def needed(experiment: Experiment, variant: Variant) -> list[Job]:
     """Every job that a variant rests on, inputs first, each once: sources, ancestors, itself, its evaluations."""
     jobs: dict[str, Job] = {}
@@ -49,7 +56,7 @@ def needed(experiment: Experiment, variant: Variant) -> list[Job]:
                 add(experiment.jobs[id])
             jobs[job.id] = job
 
-    for job in (variant.job, *variant.evaluations):
+    for job in (variant.job, *variant.evaluations, *variant.ggufs):
         add(job)
     return list(jobs.values())
 
@@ -77,6 +84,8 @@ def listing(root: Path, experiment: Experiment) -> str:
         states = [state(root, job) for job in (variant.job, *variant.evaluations)]
         done = sum(s == "done" for s in states[1:])
         progress = f"built, {done} of {len(states) - 1} evaluations"
+        if variant.ggufs:
+            progress += f", {sum(state(root, job) == 'done' for job in variant.ggufs)} of {len(variant.ggufs)} GGUF"
         if states[0] != "done":
             step = stopped_at(root, variant.job.id)
             progress = states[0] + (f", stopped at step {step:,}" if step else "")
@@ -133,7 +142,7 @@ def description(root: Path, experiment: Experiment, name: str) -> str:
         if "rounding" in facts:
             lines.append(f"rounding    {facts['rounding']:.2g}, the largest relative error of the change of dtype")
         if "training" in facts:
-            lines.append(f"trained     {_trained(facts['training'])}")
+            lines.append(f"trained     {trained(facts['training'])}")
     for job in variant.evaluations:
         suite, result = job.recipe.parameters["suite"], store.find(root, job.id)
         for task, score in (result.facts["scores"] if result else {}).items():
@@ -144,7 +153,7 @@ def description(root: Path, experiment: Experiment, name: str) -> str:
     return "\n".join([*lines, "recipe", json.dumps(variant.job.recipe.to_json(), indent=2)])
 
 
-def _trained(facts: dict[str, Any]) -> str:
+def trained(facts: dict[str, Any]) -> str:
     """What training did: `12 steps, 24,576 tokens, 8,192 parameters, held-out loss 3.712 -> 3.091`."""
     steps = f"{facts['steps']:,} step{'s' * (facts['steps'] != 1)}"
     told = f"{steps}, {facts['tokens']:,} tokens, {facts['trained']:,} parameters"
@@ -274,7 +283,10 @@ def reject_variant(root: Path, experiment: Experiment, name: str, reason: str) -
     """
     moved = {}
     variant = variant_of(experiment, name)
-    for job in (*outdated(root, variant), variant.job, *variant.evaluations):
+    conversion = (variant.conversion,) if variant.conversion else ()
+    for job in dict.fromkeys(
+        (*outdated(root, variant), variant.job, *variant.evaluations, *conversion, *variant.ggufs)
+    ):
         try:
             found = store.find(root, job.id)
         except StoreError:

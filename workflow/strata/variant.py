@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from strata.config import Publish
 from strata.job import Job
 from strata.lineage import Lineage
 from strata.plan import Plan
@@ -21,6 +22,9 @@ class Variant:
     encodings: what the evaluations ask, as tokens of its tokenizer
     evaluations: score the checkpoint
     learns_from: the config's names for the sources of its training data
+    conversion: writes the file for llama.cpp that `ggufs` are made from; None where no such file is asked for
+    ggufs: write the files for llama.cpp that are asked for
+    publish: where it goes besides the store
     """
 
     name: str
@@ -32,8 +36,12 @@ class Variant:
     encodings: tuple[Job, ...] = ()
     evaluations: tuple[Job, ...] = ()
     learns_from: tuple[str, ...] = ()
+    conversion: Job | None = None
+    ggufs: tuple[Job, ...] = ()
+    publish: Publish = field(default_factory=Publish)
 
     @property
     def jobs(self) -> tuple[Job, ...]:
         """All that are run for it, but for those of its parents."""
-        return (*self.preparations, self.job, *self.encodings, *self.evaluations)
+        conversion = (self.conversion,) if self.conversion and self.conversion not in self.ggufs else ()
+        return (*self.preparations, self.job, *self.encodings, *self.evaluations, *conversion, *self.ggufs)

@@ -44,7 +44,7 @@ def write_exports(
                 f"`{name}` cannot be exported", where=root, expected="a variant that is scored", got=gaps[name],
                 todo="run snakemake",
             )  # fmt: skip
-        results = results_of(root, experiment, table.columns, rows[name])
+        results = results_of(root, experiment, table.columns, name, rows[name].scores)
         texts[name] = {
             "model-index.yaml": to_model_index(rows[name], results),
             "every_eval_ever.json": to_every_eval_ever(rows[name], results, organization),

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from strata.report.results import Result
 from strata.report.table import NAMES, Row
 
 
 def to_model_index(row: Row, results: Sequence[Result]) -> str:
-    """The metadata block of a model card.
+    """The metadata block of a model card."""
+    from huggingface_hub import ModelCardData
+
+    return ModelCardData(model_name=row.name, eval_results=to_eval_results(results)).to_yaml() + "\n"
+
+
+def to_eval_results(results: Sequence[Result]) -> list[Any]:
+    """Results as huggingface_hub's EvalResult.
 
     A dataset that is not on the hub is called as in the suite. Its `config` is the task: the hub's client takes
     results whose dataset, config, split and revision are alike for one, and keeps the arguments of the first.
     """
-    from huggingface_hub import EvalResult, ModelCardData
+    from huggingface_hub import EvalResult
 
     def told(result: Result) -> EvalResult:
         column, shots = result.column, result.shots
@@ -38,4 +46,4 @@ def to_model_index(row: Row, results: Sequence[Result]) -> str:
             },
         )
 
-    return ModelCardData(model_name=row.name, eval_results=[told(result) for result in results]).to_yaml() + "\n"
+    return [told(result) for result in results]

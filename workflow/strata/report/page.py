@@ -29,6 +29,7 @@ from strata.report.formats import (
     to_tex,
     warnings,
 )
+from strata.report.places import places
 from strata.report.table import Table, collect
 from strata.runs import Cost, cost
 from strata.score.statistics import score as score_of
@@ -46,17 +47,17 @@ def write_report(root: Path, experiment: Experiment, partial: bool = False) -> P
         EvaluationError: a score that belongs to other weights, or to other requests than its base's.
     """
     folder = root / "report" / "partial" if partial else root / "report"
-    for name, text in _files(root, collect(root, experiment, partial), experiment).items():
+    for name, text in _files(root, collect(root, experiment, partial), experiment, folder).items():
         write_atomically(folder / name, text.encode())
     return folder / "report.html"
 
 
-def _files(root: Path, table: Table, experiment: Experiment) -> dict[str, str]:
+def _files(root: Path, table: Table, experiment: Experiment, folder: Path) -> dict[str, str]:
     return {
         "scores.csv": to_csv(table),
         "scores.md": to_markdown(table),
         "scores.tex": to_tex(table),
-        "report.html": to_html(root, table, experiment),
+        "report.html": to_html(root, table, experiment, folder),
     }
 
 
@@ -76,8 +77,9 @@ def verify_scores(root: Path, experiment: Experiment) -> str:
             again = score_of(read_samples(found, task))
             if any(not _same(told[key], value) for key, value in again.items()):
                 raise _differs(f"the score of {task}", found.path, again, {key: told[key] for key in again})
-    for name, text in _files(root, collect(root, experiment), experiment).items():
-        file = root / "report" / name
+    folder = root / "report"
+    for name, text in _files(root, collect(root, experiment), experiment, folder).items():
+        file = folder / name
         if not file.exists() or file.read_bytes() != text.encode():
             raise _differs(
                 "the report", file, "what the sample logs say", "something else" if file.exists() else "no file"
@@ -94,8 +96,8 @@ def _differs(what: str, where: Path, expected: object, got: object) -> Evaluatio
     return EvaluationError(f"{what} is not that of its samples", where=where, expected=expected, got=got, todo=todo)
 
 
-def to_html(root: Path, table: Table, experiment: Experiment) -> str:
-    """One page with the table and both figures; nothing is loaded from elsewhere."""
+def to_html(root: Path, table: Table, experiment: Experiment, folder: Path) -> str:
+    """One page with the table and both figures, to lie in `folder`; nothing is loaded from elsewhere."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -126,6 +128,7 @@ def to_html(root: Path, table: Table, experiment: Experiment) -> str:
         published=beside.sections(files, table),
         costs=_costs(root, table, experiment),
         sources=_sources(experiment),
+        places=places(root, experiment, table, folder),
         recovery=[
             charts.recovery(_title(experiment, heldout), curves) for heldout, curves in comparable(table.curves).items()
         ],

@@ -12,7 +12,7 @@ from strata import store
 from strata.config import DatasetSource
 from strata.evaluate import read_samples
 from strata.experiment import Experiment
-from strata.report.table import Column, Row
+from strata.report.table import Column, Score
 from strata.runs import Run, run_of
 from strata.score.statistics import Estimate
 from strata.store import Object
@@ -65,18 +65,20 @@ class Result:
     def pin(self) -> dict[str, Any]:
         """What the source is held to, without the path of a local one, which says nothing elsewhere."""
         source = self.suite.sources[self.task.source]
-        return source.model_dump(exclude={"shape", "path", "dataset"}, exclude_none=True)
+        return source.model_dump(exclude={"shape", "path", "dataset", "license"}, exclude_none=True)
 
 
-def results_of(root: Path, experiment: Experiment, columns: Sequence[Column], row: Row) -> list[Result]:
-    """The row's score of each task, with what is known of it; the averages are left out."""
+def results_of(
+    root: Path, experiment: Experiment, columns: Sequence[Column], name: str, scores: Sequence[Score]
+) -> list[Result]:
+    """A variant's score of each task, with what is known of it; the averages are left out."""
     suites = {suite.suite: suite for suite in experiment.suites}
     evaluations: dict[tuple[str, str], Object] = {}
-    for job in experiment.variants[row.name].evaluations:
+    for job in experiment.variants[name].evaluations:
         asked = job.recipe.parameters
         evaluations |= dict.fromkeys(((asked["suite"], task) for task in asked["tasks"]), store.require(root, job.id))
     made = []
-    for column, score in zip(columns, row.scores, strict=True):
+    for column, score in zip(columns, scores, strict=True):
         if column.tasks:
             continue
         found, log = evaluations[column.suite, column.task], f"{column.task}.jsonl"

@@ -171,6 +171,20 @@ def _adjusted(rows: list[Row]) -> list[Row]:
     ]
 
 
+def scores_of(root: Path, experiment: Experiment, name: str) -> tuple[tuple[Column, ...], tuple[Score, ...]]:
+    """The scores of one variant with how they compare to its base's, whatever else the table has. No p is adjusted.
+
+    Raises:
+        StoreError: its checkpoint, its base's, or an evaluation of either is missing or damaged.
+        EvaluationError: a score that belongs to other weights, or to other requests than its base's.
+    """
+    require = cache(lambda id: store.require(root, id))
+    base, ours = status.base_of(experiment, name), _samples(require, status.variant_of(experiment, name))
+    columns = _columns(experiment, ours)
+    against = None if base == name else _samples(require, experiment.variants[base])
+    return columns, tuple(_scores(columns, name, ours, base, against))
+
+
 def versus(root: Path, experiment: Experiment, name: str, other: str) -> list[tuple[Column, Comparison]]:
     """One variant against another, on every task.
 
@@ -236,13 +250,6 @@ def _names(experiment: Experiment) -> dict[str, str]:
     return {id: ", ".join(found) for id, found in names.items()}
 
 
-def base_of(experiment: Experiment, name: str) -> str:
-    """The variant without parents that this one goes back to, by first parents."""
-    while experiment.variants[name].parents:
-        name = experiment.variants[name].parents[0]
-    return name
-
-
 def trace(require: Require, experiment: Experiment, name: str, known: dict[str, Plan]) -> Plan:
     """The plan of a variant as it was built, in layers of its bases; `parent` is a base's place among the variants.
 
@@ -304,7 +311,7 @@ def _row(
     traced: dict[str, Plan],
     named: Mapping[str, str],
 ) -> Row:
-    base = base_of(experiment, variant.name)
+    base = status.base_of(experiment, variant.name)
     against = None if variant.name == base else samples.get(base)
     scores = _scores(columns, variant.name, samples[variant.name], base, against)
     checkpoint = require(variant.job.id)
