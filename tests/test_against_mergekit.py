@@ -15,6 +15,8 @@ import yaml
 
 from conftest import REPOSITORY
 from models import save_model
+from strata.methods import make_plan
+from strata.publish.rebuild import to_mergekit
 from strata.standalone import merge_file
 from strata.tensors import read_header
 
@@ -129,6 +131,29 @@ def run_both(folder: Path, files: list[dict[str, Any]]) -> Iterator[tuple[str, T
 def test_fifty_random_passthrough_files_give_mergekits_bytes(tmp_path: Path) -> None:
     for text, ours, theirs in run_both(tmp_path, [random_file(number, tmp_path) for number in range(COUNT)]):
         assert ours == theirs, text
+
+
+def test_the_file_of_a_plan_gives_mergekits_tensors(tmp_path: Path) -> None:
+    """As a model card has it: that Strata makes of it what the plan makes is tested beside, without mergekit."""
+    methods: list[dict[str, Any]] = [
+        {"method": "dus", "drop": 1}, {"method": "interlocked", "drop": 1, "group": 1},
+        {"method": "block_expansion", "groups": 2, "copies": 1, "position": "even"},
+        {"method": "linear", "weights": [0.25, 0.75]}, {"method": "slerp", "weights": [0.7, 0.3]},
+    ]  # fmt: skip
+    names = [str(tmp_path / f"llama-{letter}") for letter in "ab"]
+    files = []
+    for parameters in methods:
+        count = 2 if "weights" in parameters else 1
+        file = to_mergekit(make_plan(parameters, [4] * count), names[:count], [4] * count, "llama", "bfloat16")
+        assert isinstance(file, dict)
+        files.append(file)
+    for text, ours, theirs in run_both(tmp_path, files):
+        assert ours.keys() == theirs.keys(), text
+        for name, (spec, data) in ours.items():
+            assert spec == theirs[name][0]
+            one, other = (torch.frombuffer(bytearray(b), dtype=torch.bfloat16).float() for b in (data, theirs[name][1]))
+            is_copy = "passthrough" in text
+            assert torch.equal(one, other) if is_copy else torch.allclose(one, other, rtol=2**-7, atol=1e-6), name
 
 
 def test_fifty_random_averages_are_mergekits_within_the_rounding(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from huggingface_hub import constants
 
 from conftest import shape_text, tree_sha256
 from strata import config, experiment
+from strata import pin as pinning
 from strata.errors import ConfigError, SourceError
-from strata.pin import _commit, pin
+from strata.pin import _commit, _license, pin
 from test_sources import COMMIT, fill_cache, fill_dataset
 
 Write = Callable[..., Path]
@@ -124,9 +126,9 @@ def test_an_unpinned_source_is_an_error_that_says_so(write_config: Write, llama:
     assert "config.yaml:3" in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["model", "dataset"])
-def test_a_branch_of_a_hub_repository_is_resolved_to_its_commit(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """Against a server on loopback that answers the hub's question for a revision."""
+@contextmanager
+def answering(monkeypatch: pytest.MonkeyPatch, **more: object) -> Iterator[set[str]]:
+    """A server on loopback that answers the hub's question for a revision; yields what it was asked."""
     asked: set[str] = set()
 
     class Hub(BaseHTTPRequestHandler):
@@ -135,7 +137,7 @@ def test_a_branch_of_a_hub_repository_is_resolved_to_its_commit(monkeypatch: pyt
 
         def do_GET(self) -> None:
             asked.add(self.path)
-            body = json.dumps({"id": "owner/model", "sha": COMMIT, "siblings": []}).encode()
+            body = json.dumps({"id": "owner/model", "sha": COMMIT, "siblings": [], **more}).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
@@ -148,13 +150,50 @@ def test_a_branch_of_a_hub_repository_is_resolved_to_its_commit(monkeypatch: pyt
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     try:
-        assert _commit("owner/model", "main", kind) == COMMIT
+        yield asked
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+def test_a_branch_of_a_hub_repository_is_resolved_to_its_commit(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    with answering(monkeypatch) as asked:
+        assert _commit("owner/model", "main", kind) == COMMIT
     asked.discard("/api/agent-harnesses")  # what huggingface_hub asks for itself, once a process
     assert asked == {f"/api/{kind}s/owner/model/revision/main"}
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        ({"cardData": {"license": "apache-2.0"}}, {"license": "apache-2.0"}),
+        ({"cardData": {"license": ["mit", "gpl"]}}, {}),
+        ({"cardData": {"license": "}: evil"}}, {}),
+        ({"cardData": {}}, {}),
+        ({}, {}),
+    ],
+)
+def test_the_licence_is_that_of_the_card_at_the_commit(
+    monkeypatch: pytest.MonkeyPatch, data: dict[str, object], found: dict[str, str]
+) -> None:
+    with answering(monkeypatch, **data) as asked:
+        assert _license("owner/model", COMMIT) == found
+    assert f"/api/models/owner/model/revision/{COMMIT}" in asked
+
+
+def test_a_licence_is_pinned_beside_the_shape_and_changes_no_id(
+    write_config: Write, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(pinning, "_license", lambda name, revision: {"license": "mit"})
+    fill_cache(tmp_path / "cache", llama)
+    file = write_config(text_of(f"  m: {{hub: owner/model, revision: {COMMIT}}}\n", tmp_path))
+    assert pinned(file) == ["m: sha256, shape, license"]
+    with_it = experiment.load([file])
+    file.write_text(file.read_text().replace(", license: mit", ""))
+    assert experiment.load([file]).jobs.keys() == with_it.jobs.keys()
 
 
 def test_a_branch_cannot_be_resolved_offline() -> None:

@@ -61,6 +61,7 @@ def edited(kind: str, change: Callable[[dict[str, Any]], object]) -> Any:
     [
         ("gpt-2", lambda rules: rules["model"].update(type="Unigram"), "the kind of tokenizer"),
         ("gpt-2", lambda rules: rules["model"].update(dropout=0.1), "`dropout`"),
+        ("gpt-2", lambda rules: rules["model"].update(merges=[]), "without merges"),
         ("gpt-2", lambda rules: rules["model"].update(end_of_word_suffix="</w>"), "`end_of_word_suffix`"),
         ("gpt-2", lambda rules: rules["model"].update(ignore_merges=True), "splits text"),
         ("llama-bpe", lambda rules: rules["model"].update(ignore_merges=False), "splits text"),

@@ -81,8 +81,8 @@ def test_a_card_tells_identity_and_what_a_variant_was_made_of(folder: Path, monk
     assert "made from a local model by re-stacking layers, then continued pretraining, then instruction tuning" in text
     for step in (
         "1. `base`: init llama",
-        "2. `dus`: base: dus drop 1",
-        "4. `tuned`: healed: sft solar 1 epoch of rows",
+        "2. `dus` from base: dus drop 1",
+        "4. `tuned` from healed: sft solar 1 epoch of rows",
     ):
         assert step in text
     assert "## Training: healed" in text and "## Training: tuned" in text

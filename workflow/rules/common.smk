@@ -7,7 +7,9 @@ sys.path.insert(0, str(Path(workflow.basedir, "workflow")))
 
 from strata import experiment as experiments
 from strata.config import config_files as given_files
+from strata.config import load as load_config
 from strata.errors import StoreError, StrataError
+from strata.publish.origin import own_config
 from strata.recipe import digest
 from strata.resources import ACROSS, across, request
 from strata.status import base_of, variant_of
@@ -38,7 +40,8 @@ def config_files():
 
 try:
     CONFIG_FILES = config_files()
-    EXPERIMENT = experiments.load(CONFIG_FILES)
+    LOADED = load_config(CONFIG_FILES)
+    EXPERIMENT = experiments.resolve(*LOADED)
 except StrataError as error:
     refuse(error)
 
@@ -164,6 +167,11 @@ def results_to_publish(wildcards):
     """What a variant's card tells of: itself, and its base, which its scores are held against."""
     names = dict.fromkeys([wildcards.name, base_of(EXPERIMENT, wildcards.name)])
     return list(dict.fromkeys(path for name in names for path in results_of(name)))
+
+
+def card_digest(wildcards):
+    """Changes with what a variant's card tells of the config, such as a licence, and is no recipe's."""
+    return digest(own_config(EXPERIMENT, LOADED[1], wildcards.name))
 
 
 def all_published():

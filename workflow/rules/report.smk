@@ -49,6 +49,7 @@ rule publish:
         "../../envs/strata.yaml"
     params:
         directory=lambda wildcards: EXPERIMENT.variants[wildcards.name].publish.directory,
+        card=card_digest,
         files=CONFIG_FILES,
     shell:
         "python -m strata publish {wildcards.name:q} --configfile {params.files:q} --log {log:q}"

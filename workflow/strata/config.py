@@ -27,6 +27,7 @@ Family = Literal[
 
 # In the order of their size. f16 is written by us, the others are made from it by llama.cpp.
 Quantization = Literal["f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"]
+LICENSE = r"^[a-z0-9][a-z0-9.+-]*$"
 HUB = r"^[\w.-]+/[\w.-]+$"
 
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a parameter
@@ -66,8 +67,8 @@ class Source(Model):
     shape: Shape | None = Field(default=None, description="for a model; `strata pin` fills it in")
     license: str | None = Field(
         default=None,
-        pattern=r"^[a-z0-9][a-z0-9.-]*$",
-        description="for a model, as the hub calls it: what a model made of it is published under. A GGUF says its own",
+        pattern=LICENSE,
+        description="of a model, as the hub names it (`strata pin` asks): what is made of it is published under it",
     )
 
 

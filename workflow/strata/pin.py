@@ -7,6 +7,7 @@ re-align, re-quote or re-wrap what they write.
 from __future__ import annotations
 
 import copy
+import re
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -86,6 +87,8 @@ def _measure(name: str, source: schema.AnySource, is_model: bool, again: bool) -
                     got="neither",
                 )
             lacking["shape"] = "{" + ", ".join(f"{key}: {value}" for key, value in shape.items()) + "}"
+    if is_model and isinstance(source, schema.HubSource) and source.license is None:
+        lacking |= _license(source.hub, entry["revision"])
     return lacking
 
 
@@ -131,6 +134,19 @@ def _commit(name: str, revision: str | None, kind: str = "model") -> str:
             got=str(error).split("\n")[0],
             todo="pin where the hub can be reached, or write the commit's 40 hex digits",
         ) from None  # fmt: skip
+
+
+def _license(name: str, revision: str) -> dict[str, str]:
+    """The licence that a model's card on the hub names. Nothing where there is none, or the hub cannot be asked."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        data = HfApi().model_info(name, revision=revision).card_data
+    except (HfHubHTTPError, OSError, ValueError):
+        return {}
+    told = data.get("license") if data else None
+    return {"license": told} if isinstance(told, str) and re.fullmatch(schema.LICENSE, told) else {}
 
 
 def _edit(text: str, document: Document, source: str, found: Mapping[str, str]) -> str:

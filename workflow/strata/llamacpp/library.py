@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,11 @@ def opened(file: Path, **options: Any) -> Iterator[Any]:
     try:
         model = library.Llama(str(file), verbose=False, n_threads=threads, n_threads_batch=threads, **options)
     except ValueError as error:
+        with suppress(ValueError):
+            library.Llama(str(file), verbose=True, **options)  # so that it says why
         raise CheckpointError(
             "llama.cpp does not load the file", where=file, expected="a GGUF of a model that it knows", got=error,
-            todo="run it again with the log of llama.cpp: `python -m llama_cpp.server --model FILE`",
+            todo="see what it says of the reason, above or in the job's log",
         ) from None  # fmt: skip
     try:
         yield model

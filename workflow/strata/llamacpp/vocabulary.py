@@ -65,6 +65,8 @@ def vocabulary(tokenizer: Any, size: int) -> Vocabulary:
             raise _unlike(place, "an added token that takes the space around it", "none", repr(token["content"]))
     texts = {id: text for text, id in model["vocab"].items()} | {id: token["content"] for id, token in added.items()}
     merges = [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    if not merges:
+        raise _unlike(place, "a tokenizer without merges", "merges", "none")
     unknown = model["vocab"].get(model.get("unk_token"))
     types = tuple(_type(id, texts, added, unknown if model["byte_fallback"] else None) for id in range(size))
     tokens = tuple(texts.get(id, f"[PAD{id}]") for id in range(size))

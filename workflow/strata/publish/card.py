@@ -66,7 +66,9 @@ def card(
         "digest": found.digest,
         "id": found.id,
         "bases": origin,
-        "steps": [{"name": step.name, "told": status.summary(step)} for step in line],
+        "steps": [
+            {"name": step.name, "told": status.summary(step), "has_parents": bool(step.parents)} for step in line
+        ],
         "layers": list(outline.rows(layers.plan, layers.names)) if layers else [],
         "outside": outline.outside(layers.plan, layers.names) if layers else "",
         "mergekit": yaml.safe_dump(file, sort_keys=False, default_flow_style=None) if isinstance(file, dict) else "",

@@ -42,7 +42,7 @@ def places(root: Path, experiment: Experiment, table: Table, page: Path) -> list
                 made_of = ", ".join(f"{count} {name}" for name, count in types.items())
                 note = f"tensors: {made_of}" if made_of else ""
                 note = _note(gguf.facts["checkpoint_digest"], row.digest) or note
-                found.append(Place(row.name, f"GGUF {kind}", f"{gguf.id}/{file}", link, 1, size, note))
+                found.append(Place(row.name, f"GGUF {kind}", f"{gguf.id[:-24]}/{file}", link, 1, size, note))
         for kind in KINDS:
             if made := receipt(root, row.name, kind):
                 found.append(_of(made, row.digest, page))
