@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -93,3 +94,20 @@ def test_training_that_was_stopped_ends_with_75_and_no_error(
     assert asked == [(tmp_path, operation, 2, 1)]
     assert capsys.readouterr().err.startswith("stopped after step 3")
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_made_of_other_weights_may_be_other_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training gave other bits this time: so did the GGUF of it, which is deterministic, and that is no fault."""
+    from strata import commands, store
+    from strata.errors import NonDeterministic
+    from strata.recipe import Recipe
+
+    trained = Recipe("pretrain", {})
+    gguf = Recipe("gguf", {"type": "f16"}, (trained.id,))
+    smaller = Recipe("quantize", {"type": "q8_0"}, (trained.id,), (gguf.id,))
+    now = {recipe.id: SimpleNamespace(digest="new", recipe=recipe) for recipe in (trained, gguf, smaller)}
+    monkeypatch.setattr(store, "require", lambda root, id: now[id])
+    before = {recipe.id: (Path(), "old") for recipe in (trained, gguf, smaller)}
+    assert [line.endswith("OTHER CONTENT than before") for line in commands._compared(Path(), before)] == [True] * 3
+    with pytest.raises(NonDeterministic):
+        list(commands._compared(Path(), before | {trained.id: (Path(), "new")}))

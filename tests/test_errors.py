@@ -64,6 +64,6 @@ def test_each_kind_says_what_to_do(kind: type[StrataError]) -> None:
 
 def test_every_error_has_an_exit_code_of_its_kind() -> None:
     codes = {kind.__name__: kind.exit_code for kind in StrataError.__subclasses__()}
-    assert sorted(codes.values()) == [2, 3, 4, 5, 6, 7, 8, 9, 10, 75]
+    assert sorted(codes.values()) == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 75]
     for name, code in codes.items():
         assert f"{name}" in (errors.__doc__ or "") and f" {code} " in (errors.__doc__ or "")

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import strata, write_experiment
 from models import save_model
-from strata import cli, experiment, store, talk
+from strata import chat, cli, experiment, store, talk
 from strata.errors import StoreError, UsageError
 from strata.talk import Style, ask, converse, voice
 
@@ -156,6 +156,26 @@ def test_a_failure_of_the_model_is_told_and_nobody_waits(run: Path, monkeypatch:
         monkeypatch.setattr(GenerationMixin, "generate", broken)
         with pytest.raises(RuntimeError, match="no memory"):
             ask(answer, "Once upon", lambda _: None)
+
+
+def test_an_answer_ends_at_each_token_that_training_ends_answers_with(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only at those of the checkpoint's generation config."""
+    with speaking() as answer:
+        whole = ask(answer, "Once upon", lambda _: None)
+    monkeypatch.setattr(talk, "ends_of", lambda found: set(range(256)))  # every token but the special ones
+    with speaking() as answer:
+        assert len(ask(answer, "Once upon", lambda _: None)) <= 1 < len(whole)
+
+
+def test_a_template_that_refuses_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = "{{ raise_exception('System role not supported') }}"
+    with speaking() as answer:
+        monkeypatch.setattr(chat, "own_template", lambda tokenizer: bad)
+        with pytest.raises(UsageError, match="the model's chat template fails") as caught:
+            ask(answer, [{"role": "system", "content": "Be kind."}], lambda _: None)
+    assert "System role not supported" in str(caught.value)
 
 
 def test_a_model_without_a_template_is_told_what_to_do(

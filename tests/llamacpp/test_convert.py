@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,26 @@ def test_the_file_says_what_the_config_says(tmp_path: Path, base_of: Base) -> No
 def test_a_window_is_the_longest_context_where_llama_cpp_has_none(tmp_path: Path, base_of: Base) -> None:
     base = base_of(saved(tmp_path / "model", "mistral", sliding_window=64))
     assert value(converted(tmp_path / "results", base)[1], "llama.context_length") == 64
+
+
+def test_a_mistral_that_says_nothing_of_a_window_has_the_one_that_transformers_takes(
+    tmp_path: Path, base_of: Base
+) -> None:
+    model = saved(tmp_path / "model", "mistral", max_position_embeddings=8192)
+    config = json.loads((model / "config.json").read_text())
+    del config["sliding_window"]
+    (model / "config.json").write_text(json.dumps(config))
+    assert value(converted(tmp_path / "results", base_of(model))[1], "llama.context_length") == 4096
+
+
+def test_what_ends_an_answer_besides_the_tokenizers_end_is_named(tmp_path: Path, base_of: Base) -> None:
+    model = saved(tmp_path / "model", eos_token_id=2)
+    (model / "generation_config.json").write_text('{"eos_token_id": [2, 40, 30]}')
+    _, reader = converted(tmp_path / "a", store_model(tmp_path / "a", model))
+    assert [value(reader, f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")] == [2, 30, 40]
+    (model / "generation_config.json").write_text('{"eos_token_id": [2, 40, 30, 20]}')
+    with pytest.raises(CheckpointError, match="number of tokens that end an answer"):
+        converted(tmp_path / "b", store_model(tmp_path / "b", model))
 
 
 def test_the_chat_template_comes_along(tmp_path: Path, base_of: Base) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from conftest import store_model, strata, write_experiment
 from models import save_model
-from strata import cli, experiment, store
+from strata import cli, experiment, store, talk
 from strata.errors import CheckpointError, StoreError
 from strata.llamacpp import convert as converter
 from strata.llamacpp import library
@@ -134,6 +135,21 @@ def test_the_same_file_gives_the_same_bytes(tmp_path: Path) -> None:
     assert quantize(tmp_path / "results", recipe).digest == made.digest
 
 
+def test_a_file_of_other_weights_is_made_anew(tmp_path: Path) -> None:
+    """As after a training that went otherwise when its checkpoint was lost: the id is the same, the weights are not."""
+    root = tmp_path / "results"
+    checkpoint, gguf = made_of(tmp_path)
+    smaller = quantize(root, Recipe("quantize", {"type": "q8_0"}, (checkpoint.id,), (gguf.id,)))
+    manifest = json.loads((gguf.path / "manifest.json").read_bytes())
+    manifest["facts"]["checkpoint_digest"] = "0" * 64
+    manifest["seal"] = store.seal(manifest)
+    (gguf.path / "manifest.json").chmod(0o644)
+    (gguf.path / "manifest.json").write_bytes(store.encode(manifest))
+    assert convert(root, gguf.recipe).facts["checkpoint_digest"] == checkpoint.digest
+    assert len(list((root / "quarantine").glob(f"{gguf.id}*.txt"))) == 1
+    assert quantize(root, smaller.recipe).digest == smaller.digest
+
+
 def test_a_file_of_other_weights_is_not_made_smaller(tmp_path: Path) -> None:
     _, gguf = made_of(tmp_path / "a")
     other, _ = made_of(tmp_path / "b", seed=8)
@@ -190,27 +206,39 @@ def test_a_run_makes_the_files_and_publishes_them_with_the_card(run: Path) -> No
     assert read_header(next((run / "out").glob("*.safetensors"))).tensors
 
 
+SAID = [
+    {"role": "user", "content": "One."}, {"role": "assistant", "content": "Two."}, {"role": "user", "content": "Three?"},
+]  # fmt: skip
+
+
 def test_both_are_asked_with_the_same_tokens(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The template in the file, as llama.cpp writes it, is that of the checkpoint, as transformers does."""
+    """And with those that whoever takes the GGUF elsewhere asks with, by the template in it."""
     monkeypatch.chdir(run)
     made = experiment.load(["config.yaml"]).variants["dus"]
     found, (_, job) = store.require(Path("results"), made.job.id), made.ggufs
-    said = [
-        {"role": "user", "content": "One."},
-        {"role": "assistant", "content": "Two."},
-        {"role": "user", "content": "Three?"},
-    ]
     tokenizer = open_tokenizer(found)
-    expected = tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
-    seen: list[Any] = []
-    with opened(store.require(Path("results"), job.id).path / FILE, n_ctx=0) as model:
+    text = tokenizer.apply_chat_template(SAID, add_generation_prompt=True, tokenize=False)
+    expected = tokenizer(text, add_special_tokens=False).input_ids
+    file = store.require(Path("results"), job.id).path / FILE
+    asked: list[list[int]] = []
+    with opened(file, n_ctx=128) as model:
         evaluate = model.eval
-        monkeypatch.setattr(model, "eval", lambda tokens: (seen.extend(tokens), evaluate(tokens))[1])
-        model.create_chat_completion(said, max_tokens=1, temperature=0)
-    assert (
-        seen[: len(tokenizer(expected, add_special_tokens=False).input_ids)]
-        == tokenizer(expected, add_special_tokens=False).input_ids
-    )
+        monkeypatch.setattr(model, "eval", lambda tokens: (asked.append(list(tokens)), evaluate(tokens))[1])
+        "".join(talk._by_llama(model, found, 128, talk.Style(tokens=1))(SAID))
+        model.reset()
+        model.create_chat_completion(SAID, max_tokens=1)
+    assert asked[0] == asked[1] == expected
+
+
+def test_a_conversation_that_a_file_cannot_hold_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run)
+    told: list[str] = []
+    style = talk.Style(tokens=4, context=40)
+    with talk.voice(Path("results"), experiment.load(["config.yaml"]), "dus", "f16", style) as answer:
+        talk.converse(
+            answer, ["Hi", "one two three four five six seven eight nine ten " * 3, "/reset", "Hi"], told.append
+        )
+    assert "longer than the model can read" in "".join(told) and "under 40 tokens" in "".join(told)
 
 
 def test_redo_makes_the_files_again_too(run: Path) -> None:

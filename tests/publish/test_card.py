@@ -153,6 +153,22 @@ def test_a_config_of_its_own_tells_no_path_and_no_place(folder: Path, monkeypatc
     assert "publish" not in text and "me/healed" not in text
 
 
+def test_no_place_of_this_machine_is_in_a_card(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Sources, suites and task folders that were named by absolute paths."""
+    for entry in folder.iterdir():
+        if entry.name != "config.yaml":
+            (tmp_path / entry.name).symlink_to(entry)
+    text = (folder / "config.yaml").read_text()
+    text = text.replace("suites: [tiny.yaml]", f"suites: [{tmp_path}/tiny.yaml]\ntask_folders: [{tmp_path}/tasks]")
+    text = text.replace("path: diary", f"path: {tmp_path}/diary").replace(
+        "directory: out", f"directory: {tmp_path}/out"
+    )
+    (tmp_path / "config.yaml").write_text(text)
+    made = card_of(tmp_path, "healed", monkeypatch)
+    assert str(tmp_path) not in made and str(folder) not in made
+    assert "It needs `tiny.yaml` and " in made and "`diary`" in made
+
+
 def test_a_variant_that_is_not_scored_has_no_card(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

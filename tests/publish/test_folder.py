@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,14 +73,15 @@ def test_publishing_again_touches_nothing_and_other_content_takes_its_place(run:
     before = (run / "out" / "dus").stat().st_ino
     published()
     assert (run / "out" / "dus").stat().st_ino == before
-    (run / "out" / "dus" / "README.md").write_text("an older card")
+    file = run / "config.yaml"
+    file.write_text(file.read_text().replace("  m: {", "  m: {license: mit, ", 1))
     published()
     assert (run / "out" / "dus").stat().st_ino != before
     assert (run / "out" / "dus" / "README.md").read_text().startswith("---\n")
     assert [file.name for file in (run / "out").iterdir()] == ["dus"]  # nothing is left of the old one, or of the work
 
 
-@pytest.mark.parametrize("mine", ["notes.txt", "deep/model.gguf"])
+@pytest.mark.parametrize("mine", ["notes.txt", "deep/model.gguf", "mine-IQ4_XS.gguf"])
 def test_a_folder_with_something_else_in_it_is_left_alone(run: Path, mine: str) -> None:
     published()
     file = run / "out" / "dus" / mine
@@ -88,6 +90,77 @@ def test_a_folder_with_something_else_in_it_is_left_alone(run: Path, mine: str) 
     with pytest.raises(PublishError, match="something else stands") as caught:
         published()
     assert mine in str(caught.value) and file.read_text() == "mine"
+
+
+def test_a_card_that_was_edited_is_left_alone(run: Path) -> None:
+    published()
+    card = run / "out" / "dus" / "README.md"
+    card.write_text(card.read_text() + "\nA word of mine.\n")
+    with pytest.raises(PublishError, match=r"README\.md that was changed"):
+        published()
+    assert "A word of mine." in card.read_text()
+
+
+def test_where_the_receipt_is_lost_the_manifest_in_the_folder_tells(run: Path) -> None:
+    published()
+    (run / "results" / "published" / "dus.json").unlink()
+    (run / "out" / "dus" / "curve.json").write_text("{}")
+    with pytest.raises(PublishError, match="something else stands"):
+        published()
+    (run / "out" / "dus" / "curve.json").unlink()
+    published()
+
+
+@pytest.mark.parametrize("died", ["before", "after"])
+def test_a_publish_that_was_killed_at_the_exchange_loses_nothing(run: Path, died: str) -> None:
+    """Between the two renames nothing stands there, and the old one beside it; after them, both do."""
+    published()
+    out = run / "out" / "dus"
+    old = out.with_name(".dus.previous")
+    if died == "before":
+        out.rename(old)
+    else:
+        shutil.copytree(out, old)
+    published()
+    assert (out / "README.md").exists() and not old.exists()
+
+
+def test_a_rename_that_fails_puts_the_old_one_back(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published()
+    out = run / "out" / "dus"
+    file = run / "config.yaml"
+    file.write_text(file.read_text().replace("  m: {", "  m: {license: mit, ", 1))
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if target == Path("out/dus") and ".previous" not in self.name:
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    before = (out / "README.md").read_text()
+    with pytest.raises(OSError, match="Input/output"):
+        published()
+    assert (out / "README.md").read_text() == before and [file.name for file in out.parent.iterdir()] == ["dus"]
+
+
+def test_a_licence_that_is_written_down_later_is_in_the_card(run: Path) -> None:
+    """It is no part of any recipe: the run does nothing else."""
+    assert snakemake(run).returncode == 0
+    file = run / "config.yaml"
+    file.write_text(file.read_text().replace("  m: {", "  m: {license: mit, ", 1))
+    done = snakemake(run)
+    assert done.returncode == 0 and "rule init" not in done.stdout
+    assert "license: mit" in (run / "out" / "dus" / "README.md").read_text()
+
+
+def test_a_publish_that_fails_keeps_the_receipt_of_the_last_one(run: Path) -> None:
+    assert snakemake(run).returncode == 0
+    receipt = (run / "results" / "published" / "dus.json").read_bytes()
+    (run / "out" / "dus" / "notes.txt").write_text("mine")
+    failed = snakemake(run, "--forcerun", "publish")
+    assert failed.returncode != 0 and "notes.txt" in failed.stdout
+    assert (run / "results" / "published" / "dus.json").read_bytes() == receipt
 
 
 def test_a_model_of_somebody_else_is_not_replaced(run: Path, llama: Path) -> None:

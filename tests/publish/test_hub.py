@@ -62,6 +62,14 @@ def experiment_jobs(folder: Path) -> list[Any]:
     return [*made.sources.values(), *(variant.job for variant in made.variants.values())]
 
 
+def speak_to(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As HF_ENDPOINT and HF_TOKEN do, the first of which is read once."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setenv("HF_TOKEN", hub.writer)
+
+
 @pytest.fixture
 def run(built: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The experiment as the working directory, with the hub's address and a token in the environment."""
@@ -69,8 +77,7 @@ def run(built: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) 
     folder.mkdir()
     subprocess.run(["cp", "-a", *(str(path) for path in built.iterdir()), str(folder)], check=True)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-    monkeypatch.setenv("HF_TOKEN", hub.writer)
+    speak_to(hub, monkeypatch)
     return folder
 
 
@@ -180,8 +187,7 @@ def test_what_has_arrived_before_a_break_is_not_sent_again(
     model = save_model(tmp_path / "model", **size)
     folder = write_experiment(tmp_path / "run", model, VARIANTS.replace("drop: 1", "drop: 0"), "[]")
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-    monkeypatch.setenv("HF_TOKEN", hub.writer)
+    speak_to(hub, monkeypatch)
     for job in experiment_jobs(folder):
         assert cli.main([job.recipe.operation, job.recipe.canonical, "--location", job.location]) == 0
     hub.faults.append(Fault("POST", XORBS, times=None, skip=1, after_bytes=1000))
@@ -238,6 +244,46 @@ def test_a_repository_with_another_model_is_left_alone(run: Path, hub: Hub) -> N
     with pytest.raises(PublishError, match="the repository holds another model"):
         uploaded()
     assert hub.repos["me/dus"].head.oid == before
+
+
+def test_a_manifest_that_is_not_ours_makes_no_repository_ours(run: Path, hub: Hub) -> None:
+    api = of(hub)
+    api.create_repo("me/dus", private=True)
+    for name, data in (("manifest.json", b'{"files": {"model.bin": {}}, "seal": "0"}'), ("model.bin", b"weights")):
+        api.upload_file(repo_id="me/dus", path_or_fileobj=data, path_in_repo=name)
+    with pytest.raises(PublishError, match="the repository holds another model"):
+        uploaded()
+
+
+def test_weights_that_somebody_added_stay(run: Path, hub: Hub) -> None:
+    uploaded()
+    of(hub).upload_file(repo_id="me/dus", path_or_fileobj=b"gguf", path_in_repo="mine-IQ4_XS.gguf")
+    change("source: m}", "source: m}, gguf: []")  # another card, so another commit
+    change("sources:\n  m: {", "sources:\n  m: {license: mit, ")
+    uploaded()
+    assert hub.repos["me/dus"].head.files["mine-IQ4_XS.gguf"] == b"gguf"
+
+
+def test_a_commit_that_came_between_is_not_written_over(run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else commits after the repository was looked at."""
+    from huggingface_hub import HfApi
+
+    upload_folder = HfApi.upload_folder
+
+    def late(self: HfApi, **options: Any) -> Any:
+        of(hub).upload_file(repo_id="me/dus", path_or_fileobj=b"theirs", path_in_repo="config.json")
+        return upload_folder(self, **options)
+
+    monkeypatch.setattr(HfApi, "upload_folder", late)
+    with pytest.raises(PublishError, match="the repository was changed meanwhile"):
+        uploaded()
+    assert hub.repos["me/dus"].head.files["config.json"] == b"theirs"
+
+
+def of(hub: Hub) -> Any:
+    from huggingface_hub import HfApi
+
+    return HfApi(endpoint=hub.url, token=hub.writer)
 
 
 def test_a_hub_that_may_not_be_asked_is_told(run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir, "workflow")))
 
+from strata import __version__ as VERSION
 from strata import experiment as experiments
 from strata.config import config_files as given_files
 from strata.config import load as load_config
@@ -152,11 +153,16 @@ def results_of(name):
     return [str(target(RESULTS, job.id)) for job in (variant.job, *variant.evaluations, *variant.ggufs)]
 
 
-def results_of_variant(wildcards):
+def known(wildcards):
+    """The name of a variant that is asked for, of which there is one."""
     try:
-        return results_of(variant_of(EXPERIMENT, wildcards.name).name)
+        return variant_of(EXPERIMENT, wildcards.name).name
     except StrataError as error:
         refuse(error)
+
+
+def results_of_variant(wildcards):
+    return results_of(known(wildcards))
 
 
 def all_results():
@@ -165,18 +171,19 @@ def all_results():
 
 def results_to_publish(wildcards):
     """What a variant's card tells of: itself, and its base, which its scores are held against."""
-    names = dict.fromkeys([wildcards.name, base_of(EXPERIMENT, wildcards.name)])
+    name = known(wildcards)
+    names = dict.fromkeys([name, base_of(EXPERIMENT, name)])
     return list(dict.fromkeys(path for name in names for path in results_of(name)))
 
 
 def card_digest(wildcards):
-    """Changes with what a variant's card tells of the config, such as a licence, and is no recipe's."""
-    return digest(own_config(EXPERIMENT, LOADED[1], wildcards.name))
+    """Changes with what a variant's card tells beside its results: of the config, such as a licence, and of Strata."""
+    return digest(own_config(EXPERIMENT, LOADED[1], wildcards.name) + VERSION)
 
 
 def all_published():
-    """The receipts of the variants that are written into folders of their own."""
-    return [f"results/published/{name}.json" for name, v in EXPERIMENT.variants.items() if v.publish.directory]
+    """What stands for the variants that are written into folders of their own."""
+    return [f"results/published/.{name}.done" for name, v in EXPERIMENT.variants.items() if v.publish.directory]
 
 
 def all_checkpoints():

@@ -62,13 +62,12 @@ def require_scheduler():
 
 
 def require_llama():
-    """Refuse a run that ends with files which llama.cpp makes, where there is none, before it begins."""
-    wanted = [id for id, job in EXPERIMENT.jobs.items() if job.recipe.operation == "quantize"]
-    try:
-        if not all(target(RESULTS, id).exists() for id in wanted):
+    """Refuse a run that is to make files by llama.cpp where there is none, before it begins."""
+    if any(job.rule.name == "quantize" for job in workflow.dag.needrun_jobs()):
+        try:
             llama.require()
-    except StrataError as error:
-        refuse(error)
+        except StrataError as error:
+            refuse(error)
 
 
 def keeps_accounts():

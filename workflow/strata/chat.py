@@ -12,11 +12,12 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from strata.errors import TrainingError
+from strata.errors import TrainingError, UsageError
 from strata.rows import Conversation, Message
 
 # Stanford Alpaca's two prompts (github.com/tatsu-lab/stanford_alpaca, train.py), with one change: a newline behind
@@ -108,6 +109,35 @@ def open_chat(tokenizer: Any, name: str, ends: Iterable[int] = ()) -> Chat:
     _check_known(chat, _render(chat, _ONE[0])[0])
     encode(chat, _ONE)
     return chat
+
+
+def own_template(tokenizer: Any) -> str | None:
+    """The chat template that a tokenizer carries: of several, the default one."""
+    template = tokenizer.chat_template
+    return (template.get("default") if isinstance(template, dict) else template) or None
+
+
+def rendered(tokenizer: Any, messages: Sequence[dict[str, str]], place: Path) -> str:
+    """A conversation as the text that its next answer goes on with, by the tokenizer's own template.
+
+    Raises:
+        UsageError: there is none, or it refuses these messages.
+    """
+    template = own_template(tokenizer)
+    if template is None:
+        raise UsageError(
+            "this model has no chat template", where=place, expected="one, as a tuned model has", got="none",
+            todo="let it go on with a text: `strata ask --plain`",
+        )  # fmt: skip
+    try:
+        with in_time():
+            options = {"chat_template": template, "add_generation_prompt": True, "tokenize": False}
+            return str(tokenizer.apply_chat_template(list(messages), **options))
+    except Exception as error:  # a template is a program, and not ours: whatever it does is told, not traced
+        raise UsageError(
+            "the model's chat template fails", where=place, expected="a text", got=str(error).split("\n")[0],
+            todo="ask without --system, or let it go on with a text: `strata ask --plain`",
+        ) from None  # fmt: skip
 
 
 def end_of_text(tokenizer: Any) -> int:

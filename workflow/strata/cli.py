@@ -161,6 +161,7 @@ def _add_talk(command: argparse.ArgumentParser) -> None:
     command.add_argument("--system", metavar="TEXT", default="", help="what the model is told before all else")
     command.add_argument("--tokens", type=int, default=256, help="the most an answer may have (default: 256)")
     command.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest (default: 0.7)")
+    command.add_argument("--context", type=int, default=4096, help="tokens that a GGUF keeps in mind (default: 4096)")
     command.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from strata import progress
-from strata.errors import UsageError
+from strata import progress, store
+from strata.errors import NonDeterministic, StrataError, UsageError
+from strata.recipe import DETERMINISTIC
+
+if TYPE_CHECKING:
+    from strata.experiment import Experiment
 
 
 def do_job(options: argparse.Namespace) -> None:
@@ -66,10 +71,9 @@ def do_why(options: argparse.Namespace) -> None:
 
 
 def do_redo(options: argparse.Namespace) -> None:
-    from strata import status, store
-    from strata.errors import ClusterError, NonDeterministic
+    from strata import status
+    from strata.errors import ClusterError
     from strata.lease import at_work
-    from strata.recipe import DETERMINISTIC
     from strata.train.state import home
 
     experiment = _experiment(options)
@@ -88,7 +92,7 @@ def do_redo(options: argparse.Namespace) -> None:
             expected="no lock", got="a lock",
             todo="wait for it, or run `snakemake --unlock`",
         )  # fmt: skip
-    jobs = (experiment.variants[options.name].job, *experiment.variants[options.name].evaluations)
+    jobs = status.results_of(experiment.variants[options.name])
     begun = home(options.root, jobs[0].id).exists() or status.outdated(options.root, experiment.variants[options.name])
     if not begun and all(status.state(options.root, job) == "missing" for job in jobs):
         raise UsageError(
@@ -114,14 +118,28 @@ def do_redo(options: argparse.Namespace) -> None:
             "the rebuild failed", where=goal, expected="exit code 0", got=f"snakemake exited with {code}",
             todo=f"see its messages above. As before: {', '.join(back) or 'nothing'}; the rest: results/quarantine",
         )  # fmt: skip
+    for line in _compared(options.root, moved):
+        print(line)
+
+
+def _compared(root: Path, moved: Mapping[str, tuple[Path, str]]) -> Iterator[str]:
+    """Whether each object has the content again that it had, those that others are made from first.
+
+    Raises:
+        NonDeterministic: one has not that must have, as what it is made from has.
+    """
+    other: set[str] = set()
     for id, (_, before) in moved.items():
-        now = store.require(options.root, id).digest
-        if before != now and id.partition("-")[0] in DETERMINISTIC:
-            raise NonDeterministic(
-                "one recipe gave two contents", where=id, expected=f"digest {before}", got=now,
-                todo="what was made from the old content must be redone too; the old one is in quarantine",
-            )  # fmt: skip
-        print(f"{id}: {'the same content as before' if before == now else 'OTHER CONTENT than before'}")
+        made = store.require(root, id)
+        if made.digest != before:
+            follows = other.intersection((*made.recipe.parents, *made.recipe.sources))
+            if made.recipe.operation in DETERMINISTIC and not follows:
+                raise NonDeterministic(
+                    "one recipe gave two contents", where=id, expected=f"digest {before}", got=made.digest,
+                    todo="what was made from the old content must be redone too; the old one is in quarantine",
+                )  # fmt: skip
+            other.add(id)
+        yield f"{id}: {'OTHER CONTENT than before' if id in other else 'the same content as before'}"
 
 
 def _run_to_its_end(command: list[str]) -> int:
@@ -164,7 +182,7 @@ def _say_verified(root: Path, ids: Iterable[str]) -> None:
 
 
 def do_store(options: argparse.Namespace) -> None:
-    from strata import inventory, store
+    from strata import inventory
 
     match options.action:
         case "list":
@@ -241,26 +259,33 @@ def do_upload(options: argparse.Namespace) -> None:
     from strata.publish.hub import upload
 
     experiment, loaded = _loaded(options)
-    for name in options.names:
-        made = upload(options.root, experiment, loaded, name)
-        print(f"{made.variant}: {made.url}, {len(made.files)} files, {made.bytes:,} bytes")
-    if (options.root / "report" / "report.html").exists():
-        from strata.report.page import write_report
+    try:
+        for name in options.names:
+            made = upload(options.root, experiment, loaded, name)
+            print(f"{made.variant}: {made.url}, {len(made.files)} files, {made.bytes:,} bytes", flush=True)
+    finally:
+        _renew_report(options.root, experiment)
 
-        write_report(options.root, experiment)
+
+def _renew_report(root: Path, experiment: Experiment) -> None:
+    """Let the report link what was uploaded, where there is one of this experiment."""
+    from strata.report.page import write_report
+
+    if (root / "report" / "report.html").exists():
+        try:
+            write_report(root, experiment)
+        except StrataError as error:
+            progress.say(f"the report does not link it yet: {error}")
 
 
 def _voice(options: argparse.Namespace):  # type: ignore[no-untyped-def]
     from strata.talk import Style, voice
 
-    for name, value in (
-        ("--tokens", options.tokens - 1),
-        ("--temperature", options.temperature),
-        ("--seed", options.seed),
-    ):
-        if value < 0:
-            raise UsageError("not a usable number", where=name, expected="no less than 0, of tokens 1", got=value)
-    style = Style(options.tokens, options.temperature, seed=options.seed)
+    least = {"tokens": 1, "temperature": 0, "seed": 0, "context": 1}
+    for name, most in least.items():
+        if (given := getattr(options, name)) < most:
+            raise UsageError("not a usable number", where=f"--{name}", expected=f"{most} or more", got=given)
+    style = Style(options.tokens, options.temperature, seed=options.seed, context=options.context)
     return voice(options.root, _experiment(options), options.name, options.gguf, style)
 
 

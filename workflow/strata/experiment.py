@@ -184,20 +184,25 @@ def _with_ggufs(made: Variant, types: Sequence[str], document: Document) -> Vari
 
 
 def _check_places(variants: Mapping[str, Variant], document: Document) -> None:
-    """Raise ConfigError for two variants that would be published to one place."""
-    for key in ("directory", "hub"):
-        taken: dict[str, str] = {}
-        for name, variant in variants.items():
+    """Raise ConfigError for two variants that would be published to one place, or one within the results."""
+    taken: dict[tuple[str, str], str] = {}
+    for name, variant in variants.items():
+        for key in ("directory", "hub"):
             place = getattr(variant.publish, key)
             if place is None:
                 continue
-            place = os.path.normpath(place) if key == "directory" else place.lower()
-            if place in taken:
+            is_folder = key == "directory"
+            place = os.path.normpath(Path(place).expanduser().absolute()) if is_folder else place.lower()
+            where = document.where(("variants", name, "publish", key))
+            if is_folder and Path("results").absolute() in (Path(place), *Path(place).parents):
                 raise ConfigError(
-                    "two variants are published to one place", where=document.where(("variants", name, "publish", key)),
-                    expected="a place of its own for each", got=f"{place}, as of `{taken[place]}`",
+                    "a variant is published into the results", where=where, expected="a folder elsewhere", got=place
+                )
+            if (other := taken.setdefault((key, place), name)) != name:
+                raise ConfigError(
+                    "two variants are published to one place", where=where, expected="a place of its own for each",
+                    got=f"{place}, as of `{other}`",
                 )  # fmt: skip
-            taken[place] = name
 
 
 def _waits_for(config: schema.Config, name: str) -> dict[str, Key]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from typing import Any
 
+from strata.checkpoint import CONFIG
 from strata.errors import EvaluationError
 from strata.store import Object
 
@@ -27,6 +29,16 @@ def check_length(checkpoint: Object, tokens: int, setting: str) -> None:
             f"{setting} is beyond the model's positions", where=checkpoint.path, expected=f"{longest} or less",
             got=tokens, todo=f"lower {setting}",
         )  # fmt: skip
+
+
+def ends_of(checkpoint: Object) -> set[int]:
+    """The tokens at which transformers' generation stops for this checkpoint, besides its tokenizer's."""
+    ends: set[int] = set()
+    for name in (CONFIG, "generation_config.json"):
+        if (checkpoint.path / name).is_file():
+            stops = json.loads((checkpoint.path / name).read_bytes()).get("eos_token_id")
+            ends |= set(stops if isinstance(stops, list) else [stops]) - {None}
+    return ends
 
 
 def load_model(checkpoint: Object, dtype: str, device: str) -> Any:

@@ -24,6 +24,7 @@ class Receipt:
 
     checkpoint, digest: which weights
     files: name -> size in bytes
+    card: sha256 of the model card
     """
 
     kind: str
@@ -32,6 +33,7 @@ class Receipt:
     checkpoint: str
     digest: str
     files: Mapping[str, int]
+    card: str = ""
     commit: str = ""
     url: str = ""
     private: bool = True

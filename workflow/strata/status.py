@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from strata import forecast, links, store
+from strata import forecast, links, receipts, store
 from strata.checkpoint import open_checkpoint
 from strata.errors import StoreError, UsageError
 from strata.experiment import Experiment
@@ -143,6 +143,14 @@ def description(root: Path, experiment: Experiment, name: str) -> str:
             lines.append(f"rounding    {facts['rounding']:.2g}, the largest relative error of the change of dtype")
         if "training" in facts:
             lines.append(f"trained     {trained(facts['training'])}")
+    for job in variant.ggufs:
+        gguf = store.find(root, job.id)
+        size = f"{gguf.manifest['files']['model.gguf']['size']:,} bytes" if gguf else "(not built)"
+        lines.append(f"gguf        {job.recipe.parameters['type']}: {job.id}, {size}")
+    for kind in receipts.KINDS:
+        if made := receipts.receipt(root, name, kind):
+            old = "" if found and found.digest == made.digest else ", of other weights than it has now"
+            lines.append(f"published   {made.url or made.place}: {len(made.files)} files, {made.bytes:,} bytes{old}")
     for job in variant.evaluations:
         suite, result = job.recipe.parameters["suite"], store.find(root, job.id)
         for task, score in (result.facts["scores"] if result else {}).items():
@@ -261,6 +269,12 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     return {path: value}
 
 
+def results_of(variant: Variant) -> tuple[Job, ...]:
+    """What is the variant's own, and built again when it is: its checkpoint, then what is made from that."""
+    conversion = (variant.conversion,) if variant.conversion else ()
+    return tuple(dict.fromkeys((variant.job, *variant.evaluations, *conversion, *variant.ggufs)))
+
+
 def outdated(root: Path, variant: Variant) -> list[Job]:
     """The analysis and the reference of a variant that were measured on other weights than its parent has now."""
     measured = []
@@ -283,10 +297,7 @@ def reject_variant(root: Path, experiment: Experiment, name: str, reason: str) -
     """
     moved = {}
     variant = variant_of(experiment, name)
-    conversion = (variant.conversion,) if variant.conversion else ()
-    for job in dict.fromkeys(
-        (*outdated(root, variant), variant.job, *variant.evaluations, *conversion, *variant.ggufs)
-    ):
+    for job in (*outdated(root, variant), *results_of(variant)):
         try:
             found = store.find(root, job.id)
         except StoreError:

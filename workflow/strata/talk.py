@@ -1,10 +1,12 @@
 """Talk: a prompt, or a conversation, and a variant's answer as it comes; by transformers, or by llama.cpp on a GGUF.
 
-A GGUF is asked through its own tokenizer and template: what it says here it says wherever it is taken.
+Both are asked through the variant's template; a GGUF through its own tokenizer, so that it says here what it says
+wherever it is taken.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,13 +16,14 @@ from typing import Any
 
 from strata import checkpoint as checkpoints
 from strata import store
-from strata.chat import in_time
+from strata.chat import rendered
+from strata.checkpoint import CONFIG
 from strata.errors import UsageError
 from strata.experiment import Experiment
 from strata.llamacpp.convert import FILE, open_tokenizer
 from strata.llamacpp.library import opened
 from strata.llamacpp.quantize import check_source
-from strata.loading import load_model
+from strata.loading import ends_of, load_model
 from strata.status import variant_of
 from strata.store import Object
 
@@ -31,12 +34,16 @@ HELP = "/reset forgets what was said, /quit or Ctrl-D ends, Ctrl-C stops an answ
 
 @dataclass(frozen=True)
 class Style:
-    """How an answer is drawn. A temperature of 0 takes the likeliest token; `tokens` is the most there are."""
+    """How an answer is drawn. A temperature of 0 takes the likeliest token; `tokens` is the most there are.
+
+    `context` is what a GGUF keeps of a conversation, at most: its memory is set aside at once.
+    """
 
     tokens: int = 256
     temperature: float = 0.7
     top_p: float = 0.95
     seed: int = 0
+    context: int = 4096
 
 
 @contextmanager
@@ -52,8 +59,8 @@ def voice(root: Path, experiment: Experiment, name: str, gguf: str | None, style
         EvaluationError: the config's device is not there.
     """
     variant = variant_of(experiment, name)
-    found = store.require(root, variant.job.id, checkpoints.verify)
     if gguf is None:
+        found = store.require(root, variant.job.id, checkpoints.verify)
         yield _by_transformers(found, experiment.device, style)
         return
     jobs = {job.recipe.parameters["type"]: job for job in variant.ggufs}
@@ -63,23 +70,41 @@ def voice(root: Path, experiment: Experiment, name: str, gguf: str | None, style
             expected=", ".join(jobs) or "a list of types",
             todo=f"add it to the variant, `gguf: [{gguf}]`, and run snakemake",
         )  # fmt: skip
-    file = store.require(root, jobs[gguf].id)
+    found, file = store.require(root, variant.job.id), store.require(root, jobs[gguf].id, store.verify)
     check_source(file, found)
-    with opened(file.path / FILE, n_ctx=0) as model:
-        yield _by_llama(model, file.path / FILE, style)
+    context = min(style.context, int(json.loads((found.path / CONFIG).read_bytes())["max_position_embeddings"]))
+    with opened(file.path / FILE, n_ctx=context) as model:
+        yield _by_llama(model, found, context, style)
 
 
 def _by_transformers(found: Object, device: str, style: Style) -> Answer:
     import torch
-    from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer, logging, set_seed
+    from transformers import (
+        GenerationConfig,
+        StoppingCriteria,
+        StoppingCriteriaList,
+        TextIteratorStreamer,
+        logging,
+        set_seed,
+    )
 
     logging.disable_progress_bar()
     tokenizer = open_tokenizer(found)
     model = load_model(found, "bfloat16" if device == "cuda" else "float32", device)
     longest = int(model.config.max_position_embeddings)
+    # In place of the checkpoint's own, which may penalise or leave out what a `style` does not say.
+    model.generation_config = GenerationConfig(
+        eos_token_id=sorted({tokenizer.eos_token_id, *ends_of(found)} - {None}), pad_token_id=tokenizer.eos_token_id
+    )
+    drawn = {"do_sample": True, "temperature": style.temperature, "top_p": style.top_p, "top_k": 0}
 
     def answer(said: Sequence[Message] | str) -> Iterator[str]:
-        ids = _encoded(tokenizer, said, found.path)
+        if isinstance(said, str):
+            ids = list(tokenizer(said, verbose=False).input_ids)
+        else:
+            ids = list(
+                tokenizer(rendered(tokenizer, said, found.path), add_special_tokens=False, verbose=False).input_ids
+            )
         room = _room(len(ids), longest, style)
         asked = torch.tensor([ids], device=device)
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -90,16 +115,14 @@ def _by_transformers(found: Object, device: str, style: Style) -> Answer:
                 return torch.tensor([stop.is_set()], device=device)
 
         set_seed(style.seed)
-        drawn = {"do_sample": True, "temperature": style.temperature, "top_p": style.top_p}
-        options = drawn if style.temperature else {"do_sample": False}
         failed: list[BaseException] = []
 
         def generate() -> None:
             try:
                 model.generate(
-                    asked, max_new_tokens=room, streamer=streamer,
-                    attention_mask=torch.ones_like(asked), stopping_criteria=StoppingCriteriaList([Stopped()]),
-                    pad_token_id=tokenizer.eos_token_id, **options,
+                    asked, attention_mask=torch.ones_like(asked), max_new_tokens=room, streamer=streamer,
+                    stopping_criteria=StoppingCriteriaList([Stopped()]),
+                    **(drawn if style.temperature else {"do_sample": False}),
                 )  # fmt: skip
             except BaseException as error:  # told by whoever listens, who would otherwise wait without end
                 failed.append(error)
@@ -118,38 +141,20 @@ def _by_transformers(found: Object, device: str, style: Style) -> Answer:
     return answer
 
 
-def _by_llama(model: Any, file: Path, style: Style) -> Answer:
+def _by_llama(model: Any, found: Object, context: int, style: Style) -> Answer:
+    tokenizer = open_tokenizer(found)  # for its template alone: a text becomes tokens by the file's own
+
     def answer(said: Sequence[Message] | str) -> Iterator[str]:
-        drawn = {"temperature": style.temperature, "top_p": style.top_p, "seed": style.seed, "stream": True}
-        if isinstance(said, str):
-            count = len(model.tokenize(said.encode(), add_bos=True, special=True))
-            pieces = model.create_completion(said, max_tokens=_room(count, model.n_ctx(), style), **drawn)
-            yield from (piece["choices"][0]["text"] for piece in pieces)
-            return
-        if "tokenizer.chat_template" not in model.metadata:
-            raise _no_template(file)
-        spoken = sum(len(model.tokenize(message["content"].encode(), add_bos=False)) for message in said)
-        for piece in model.create_chat_completion(list(said), max_tokens=_room(spoken, model.n_ctx(), style), **drawn):
-            yield piece["choices"][0]["delta"].get("content") or ""
+        is_plain = isinstance(said, str)
+        text = said if isinstance(said, str) else rendered(tokenizer, said, found.path)
+        ids = model.tokenize(text.encode(), add_bos=is_plain, special=True)
+        pieces = model.create_completion(
+            ids, max_tokens=_room(len(ids), context, style), stream=True, seed=style.seed,
+            temperature=style.temperature, top_p=style.top_p, top_k=0, min_p=0.0, repeat_penalty=1.0,
+        )  # fmt: skip
+        yield from (piece["choices"][0]["text"] for piece in pieces)
 
     return answer
-
-
-def _encoded(tokenizer: Any, said: Sequence[Message] | str, place: Path) -> list[int]:
-    if isinstance(said, str):
-        return list(tokenizer(said, verbose=False).input_ids)
-    if not tokenizer.chat_template:
-        raise _no_template(place)
-    with in_time():
-        text = tokenizer.apply_chat_template(list(said), add_generation_prompt=True, tokenize=False)
-    return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
-
-
-def _no_template(place: Path) -> UsageError:
-    return UsageError(
-        "this model has no chat template", where=place, expected="one, as a tuned model has", got="none",
-        todo="let it go on with a text: `strata ask --plain`",
-    )  # fmt: skip
 
 
 def _room(asked: int, longest: int, style: Style) -> int:

@@ -29,6 +29,7 @@ from strata.chat import Chat, Encoded
 from strata.checkpoint import CONFIG, TOKENIZER
 from strata.disk import file_sha256
 from strata.errors import TrainingError
+from strata.loading import ends_of
 from strata.progress import bar
 from strata.recipe import Recipe, digest
 from strata.rows import Conversation, Document
@@ -149,7 +150,7 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
     if parameters["format"] == "text":
         texts = _texts(tokenizer, rows.documents(source), tally)
     else:
-        opened = chat.open_chat(tokenizer, parameters["template"], _ends(checkpoint))
+        opened = chat.open_chat(tokenizer, parameters["template"], ends_of(checkpoint))
         (folder / TEMPLATE).write_bytes(opened.template.encode())
         kept = partial(_kept, opened, source, parameters["format"])
         texts = _conversations(opened, _drawn(kept, parameters.get("rows"), tally), tally)
@@ -199,16 +200,6 @@ def _open_tokenizer(checkpoint: Object) -> tuple[Any, int]:
             todo="use the model's own tokenizer, without tokens added to it",
         )  # fmt: skip
     return tokenizer, vocabulary
-
-
-def _ends(checkpoint: Object) -> set[int]:
-    """The tokens at which transformers' generation stops for this checkpoint."""
-    ends: set[int] = set()
-    for name in (CONFIG, "generation_config.json"):
-        if (checkpoint.path / name).is_file():
-            stops = json.loads((checkpoint.path / name).read_bytes()).get("eos_token_id")
-            ends |= set(stops if isinstance(stops, list) else [stops]) - {None}
-    return ends
 
 
 def _texts(tokenizer: Any, documents: Iterable[Document], tally: _Tally) -> Iterator[Encoded]:

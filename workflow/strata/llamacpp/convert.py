@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strata import families, store
-from strata.chat import begin_of_text
+from strata.chat import begin_of_text, own_template
 from strata.checkpoint import Checkpoint, open_checkpoint, verify
-from strata.errors import CheckpointError
+from strata.errors import CheckpointError, StoreError
 from strata.llamacpp.library import check_tokens, is_here
 from strata.llamacpp.vocabulary import Vocabulary, vocabulary
-from strata.loading import go_offline
+from strata.loading import ends_of, go_offline
 from strata.progress import bar
 from strata.recipe import Recipe
 from strata.store import Built, Object
@@ -45,7 +45,16 @@ def convert(root: Path, recipe: Recipe) -> Object:
         found = store.require(root, recipe.parents[0], verify)
         return _build(found, folder)
 
+    drop_stale(root, recipe)
     return store.publish(root, recipe, build)
+
+
+def drop_stale(root: Path, recipe: Recipe) -> None:
+    """Put aside a GGUF file of other weights than its checkpoint has now: a trained one may have been built anew."""
+    with suppress(StoreError):  # what is damaged or missing is found by whoever needs it
+        made, checkpoint = store.find(root, recipe.id), store.find(root, recipe.parents[0])
+        if made and checkpoint and made.facts["checkpoint_digest"] != checkpoint.digest:
+            store.reject(root, recipe.id, f"of other weights than {checkpoint.id} has now")
 
 
 def open_tokenizer(found: Object) -> Any:
@@ -64,6 +73,7 @@ def _build(found: Object, folder: Path) -> Built:
     writer = GGUFWriter(folder / FILE, "llama")
     _describe(writer, config, found)
     _add_vocabulary(writer, vocabulary(tokenizer, families.size(config, "vocab_size")), tokenizer)
+    _add_ends(writer, sorted(ends_of(found) - {tokenizer.eos_token_id}), found.path)
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, opened.layers)
     tensors = [*_extra(config, found.path), *_tensors(opened, names)]
     for name, shape, width, _ in tensors:
@@ -96,7 +106,7 @@ def _describe(writer: Any, config: Mapping[str, Any], found: Object) -> None:
     writer.add_quantization_version(GGML_QUANT_VERSION)
     heads = config["num_attention_heads"]
     width = config.get("head_dim") or config["hidden_size"] // heads
-    window = config.get("sliding_window")
+    window = config.get("sliding_window", 4096 if config["model_type"] == "mistral" else None)  # transformers' default
     length = config["max_position_embeddings"]
     writer.add_block_count(families.depth(config))
     writer.add_context_length(min(length, window) if window else length)  # llama.cpp has no window here
@@ -151,8 +161,16 @@ def _add_vocabulary(writer: Any, words: Vocabulary, tokenizer: Any) -> None:
     writer.add_add_bos_token(bool(begin_of_text(tokenizer)))
     end = tokenizer.eos_token_id
     writer.add_add_eos_token(end is not None and tokenizer("x", verbose=False).input_ids[-1:] == [end])
-    if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.get_chat_template())
+    if template := own_template(tokenizer):
+        writer.add_chat_template(template)
+
+
+def _add_ends(writer: Any, ends: list[int], place: Path) -> None:
+    """The tokens that end an answer besides the tokenizer's: a GGUF has two more names for such."""
+    if len(ends) > 2:
+        raise _unlike(place, "number of tokens that end an answer", "up to three", len(ends) + 1)
+    for add, end in zip((writer.add_eot_token_id, writer.add_eom_token_id), ends, strict=False):
+        add(end)
 
 
 def _tensors(opened: Checkpoint, names: Any) -> Iterator[tuple[str, tuple[int, ...], int, Any]]:

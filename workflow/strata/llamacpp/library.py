@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from strata.errors import CheckpointError, UsageError
 from strata.llamacpp.probes import PROBES
 
@@ -39,8 +41,8 @@ def opened(file: Path, **options: Any) -> Iterator[Any]:
     threads = len(os.sched_getaffinity(0))
     try:
         model = library.Llama(str(file), verbose=False, n_threads=threads, n_threads_batch=threads, **options)
-    except ValueError as error:
-        with suppress(ValueError):
+    except (ValueError, TemplateError) as error:
+        with suppress(ValueError, TemplateError):
             library.Llama(str(file), verbose=True, **options)  # so that it says why
         raise CheckpointError(
             "llama.cpp does not load the file", where=file, expected="a GGUF of a model that it knows", got=error,

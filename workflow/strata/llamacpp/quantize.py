@@ -9,7 +9,7 @@ from pathlib import Path
 
 from strata import store
 from strata.errors import CheckpointError, StoreError
-from strata.llamacpp.convert import FILE, open_tokenizer
+from strata.llamacpp.convert import FILE, drop_stale, open_tokenizer
 from strata.llamacpp.library import check_tokens, require
 from strata.recipe import Recipe
 from strata.store import Built, Object
@@ -39,6 +39,7 @@ def quantize(root: Path, recipe: Recipe) -> Object:
         facts = {key: source.facts[key] for key in ("checkpoint", "checkpoint_digest", "layers", "tensors")}
         return Built(facts=facts | {"type": kind, "types": _types(folder / FILE)})
 
+    drop_stale(root, recipe)
     return store.publish(root, recipe, build)
 
 
@@ -48,7 +49,7 @@ def check_source(gguf: Object, checkpoint: Object) -> None:
         raise StoreError(
             "the GGUF file was made of other weights than the checkpoint has now", where=gguf.path,
             expected=f"content digest {checkpoint.digest}", got=gguf.facts["checkpoint_digest"],
-            todo="run `strata redo` of the variant: both are made anew",
+            todo="run snakemake with `--forcerun gguf quantize`: they are made anew",
         )  # fmt: skip
 
 

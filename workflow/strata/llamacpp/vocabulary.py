@@ -68,7 +68,7 @@ def vocabulary(tokenizer: Any, size: int) -> Vocabulary:
     if not merges:
         raise _unlike(place, "a tokenizer without merges", "merges", "none")
     unknown = model["vocab"].get(model.get("unk_token"))
-    types = tuple(_type(id, texts, added, unknown if model["byte_fallback"] else None) for id in range(size))
+    types = tuple(_type(id, texts, added, unknown, model["byte_fallback"]) for id in range(size))
     tokens = tuple(texts.get(id, f"[PAD{id}]") for id in range(size))
     if model["byte_fallback"]:
         scores = _scores(tokens, merges)
@@ -76,14 +76,16 @@ def vocabulary(tokenizer: Any, size: int) -> Vocabulary:
     return Vocabulary("gpt2", _pre(rules, place), tokens, types, merges=tuple(" ".join(merge) for merge in merges))
 
 
-def _type(id: int, texts: Mapping[int, str], added: Mapping[int, Mapping[str, Any]], unknown: int | None) -> int:
+def _type(
+    id: int, texts: Mapping[int, str], added: Mapping[int, Mapping[str, Any]], unknown: int | None, has_bytes: bool
+) -> int:
     if id not in texts:
         return UNUSED
-    if id == unknown:
+    if has_bytes and id == unknown:
         return UNKNOWN
     if id in added:
         return CONTROL if added[id]["special"] else USER_DEFINED
-    return BYTE if unknown is not None and re.fullmatch("<0x[0-9A-F]{2}>", texts[id]) else NORMAL
+    return BYTE if has_bytes and re.fullmatch("<0x[0-9A-F]{2}>", texts[id]) else NORMAL
 
 
 def _pre(rules: Mapping[str, Any], place: str) -> str:

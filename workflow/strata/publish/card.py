@@ -24,10 +24,8 @@ from strata.report.table import Column, Score, scores_of
 from strata.store import Object, require
 from strata.variant import Variant
 
-DONE = {
-    "merge": "re-stacking layers", "pretrain": "continued pretraining", "sft": "instruction tuning",
-    "dpo": "preference tuning",
-}  # fmt: skip
+DONE = {"pretrain": "continued pretraining", "sft": "instruction tuning", "dpo": "preference tuning"}
+MERGED = {"linear": "averaging models", "slerp": "interpolating models", "prune": "taking out layers"}
 
 
 def card(
@@ -57,8 +55,9 @@ def card(
     line = steps(experiment, variant.name)
     trained = [step for step in line if step.job.recipe.operation in TRAINING]
     is_trained = variant.job.recipe.operation in TRAINING
+    own = own_config(experiment, document, variant.name)
     layers = stack(root, experiment, variant.name)
-    file, notes = _mergekit(root, experiment, origin, layers, found)
+    file, notes = _mergekit(root, experiment, origin, layers)
     told = {
         "name": variant.name,
         "opening": _opening(origin, line, found),
@@ -82,8 +81,8 @@ def card(
         "place": place,
         "ggufs": list(ggufs.items()),
         "version": __version__,
-        "config": own_config(experiment, document, variant.name),
-        "suite_files": [name for name in config.suites if name.endswith((".yaml", ".yml"))],
+        "config": own,
+        "local": _local(yaml.safe_load(own)),
     }
     results = to_eval_results(results_of(root, experiment, columns, variant.name, scores))
     text = f"---\n{_metadata(variant, origin, experiment, trained, config, results)}\n---\n\n{_rendered(told)}"
@@ -120,19 +119,24 @@ def _metadata(
     hubs = [base.hub for base in origin if base.hub]
     sources = [config.sources[name] for step in trained for name in step.learns_from]
     datasets = [source.dataset for source in sources if isinstance(source, schema.DatasetSource)]
-    tags = ["depth-up-scaling", "strata", *(["merge", "mergekit"] if not trained else [])]
+    is_merge = variant.job.recipe.operation == "merge"
+    deeper = max(base.layers for base in origin) < (variant.job.shape.layers if variant.job.shape else 0)
+    tags = ["strata", *["depth-up-scaling"] * deeper, *["merge", "mergekit"] * is_merge]
     values: dict[str, Any] = {
         "model_name": variant.name,
-        "license": (licenses[0] if len(licenses) == 1 else licenses or None) if is_known else None,
-        "base_model": hubs or None,
-        "base_model_relation": ("finetune" if trained else "merge") if hubs else None,
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": tags,
-        "datasets": list(dict.fromkeys(datasets)) or None,
-        "eval_results": list(results) or None,
+        "base_model": hubs,
+        "base_model_relation": ("merge" if is_merge else "finetune" if trained else None) if hubs else None,
+        "datasets": list(dict.fromkeys(datasets)),
+        "eval_results": list(results),
     }
-    return str(ModelCardData(**{key: value for key, value in values.items() if value is not None}).to_yaml())
+    if is_known and len(licenses) == 1 and licenses != ["other"]:
+        values["license"] = licenses[0]
+    elif is_known:  # several hold at once, which a list would not say
+        values |= {"license": "other", "license_name": "-and-".join(licenses)}
+    return str(ModelCardData(**{key: value for key, value in values.items() if value}).to_yaml())
 
 
 def _check(text: str, name: str) -> None:
@@ -157,7 +161,7 @@ def _opening(origin: Sequence[Base], line: Sequence[Variant], found: Object) -> 
     names = " and ".join(
         f"[{base.hub}](https://huggingface.co/{base.hub})" if base.hub else base.told for base in origin
     )
-    done = dict.fromkeys(DONE[step.job.recipe.operation] for step in line if step.parents)
+    done = dict.fromkeys(_done(step) for step in line if step.parents)
     how = f"made from {names} by {', then '.join(done)}" if done else f"{names} in canonical form"
     return f"A language model of {found.facts['layers']} layers, {how}."
 
@@ -175,6 +179,19 @@ def _scores(columns: Sequence[Column], scores: Sequence[Score]) -> list[dict[str
     ]
 
 
+def _local(own: Mapping[str, Any]) -> list[str]:
+    """The files and folders that the config of a card names, which whoever uses it must have."""
+    suites = [name for name in own.get("suites", ()) if name.endswith((".yaml", ".yml"))]
+    paths = [source["path"] for source in own["sources"].values() if "path" in source]
+    return [f"`{name}`" for name in dict.fromkeys([*suites, *paths, *own.get("task_folders", ())])]
+
+
+def _done(step: Variant) -> str:
+    """What a step does, in words."""
+    recipe = step.job.recipe
+    return DONE.get(recipe.operation) or MERGED.get(recipe.parameters["method"], "re-stacking layers")
+
+
 def _training(root: Path, experiment: Experiment, step: Variant) -> dict[str, Any]:
     """What a training did, beside what it was asked for."""
     facts = require(root, step.job.id).facts["training"]
@@ -183,7 +200,7 @@ def _training(root: Path, experiment: Experiment, step: Variant) -> dict[str, An
 
 
 def _mergekit(
-    root: Path, experiment: Experiment, origin: Sequence[Base], layers: Stack | None, found: Object
+    root: Path, experiment: Experiment, origin: Sequence[Base], layers: Stack | None
 ) -> tuple[dict[str, Any] | str, list[str]]:
     """The mergekit file, or why there is none; and what has to be known of the models that it names."""
     if layers is None:
@@ -202,5 +219,4 @@ def _mergekit(
             notes.append(f"`{name}` is {base.told if base else 'a checkpoint of the config below'}.")
         if base and base.is_renamed:
             notes.append(f"Here `{name}` has a Llama's config, which mergekit does not write.")
-    facts = found.facts
-    return to_mergekit(layers.plan, models, sizes, facts["family"], facts["dtype"]), notes
+    return to_mergekit(layers.plan, models, sizes, layers.family, layers.dtype), notes

@@ -19,10 +19,12 @@ from strata.disk import disk_errors, file_sha256, sync
 from strata.document import Document
 from strata.errors import PublishError
 from strata.experiment import Experiment
-from strata.llamacpp.convert import FILE
+from strata.llamacpp.convert import FILE, open_tokenizer
+from strata.llamacpp.library import check_tokens, is_here
 from strata.llamacpp.quantize import check_source
 from strata.publish.card import card
-from strata.receipts import Receipt, keep
+from strata.receipts import Receipt, keep, receipt
+from strata.recipe import digest
 from strata.scratch import scratch_folder, sweep
 from strata.status import variant_of
 from strata.store import MANIFEST, Object
@@ -57,12 +59,19 @@ def publish(root: Path, experiment: Experiment, loaded: tuple[schema.Config, Doc
     made_of = assemble(root, experiment, loaded, name, f"./{Path(place).name}")
     target = Path(place).expanduser()
     with disk_errors(target.parent, "the folder to publish into"):
+        _put_back(target)
         if not _holds(target, made_of.contents):
+            _check_ours(target, made_of, receipt(root, name, "directory"))
             _write(target, made_of)
     found = made_of.checkpoint
-    made = Receipt("directory", name, place, found.id, found.digest, sizes(made_of.contents))
+    made = Receipt("directory", name, place, found.id, found.digest, sizes(made_of.contents), card_sha256(made_of))
     keep(root, made)
     return made
+
+
+def card_sha256(made_of: Assembly) -> str:
+    """Which card it is."""
+    return digest(_bytes(made_of.contents[CARD]))
 
 
 def nowhere(name: str, key: str) -> PublishError:
@@ -87,6 +96,8 @@ def assemble(
     for job in variant.ggufs:
         gguf = store.require(root, job.id, store.verify)
         check_source(gguf, found)
+        if not gguf.facts.get("tokens_checked", True) and is_here():
+            check_tokens(gguf.path / FILE, open_tokenizer(found), found.path)
         file = f"{name}-{job.recipe.parameters['type'].upper()}.gguf"  # as the hub's viewer reads names
         contents[file] = gguf.path / FILE
         ggufs[file] = gguf.manifest["files"][FILE]["sha256"]
@@ -109,6 +120,7 @@ def write_files(folder: Path, contents: Contents, link: bool = False) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(source, bytes):
             file.write_bytes(source)
+            sync(file)
         elif link:
             file.symlink_to(source.resolve())
         else:
@@ -142,7 +154,6 @@ def _bytes(source: Path | bytes) -> bytes:
 def _write(target: Path, made_of: Assembly) -> None:
     """Write beside it, look at every byte of the copy, then put it in its place."""
     found, contents = made_of.checkpoint, made_of.contents
-    _check_ours(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     label = f".{target.name}"
     sweep(target.parent, label)
@@ -157,34 +168,56 @@ def _write(target: Path, made_of: Assembly) -> None:
                 raise store.damaged(found.id, scratch / name, "sha256 of the copy", sha256, actual)
         sync(scratch)
         if target.exists():
-            old = scratch_folder(target.parent, label)
-            target.rename(old / target.name)
-        else:
-            old = None
-        scratch.rename(target)
+            target.rename(_previous(target))
+        try:
+            scratch.rename(target)
+        finally:
+            _put_back(target)
         sync(target.parent)
-        if old:
-            shutil.rmtree(old)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _check_ours(target: Path) -> None:
-    """Raise PublishError unless the folder is missing, empty, or holds what was published there and nothing else."""
+def _previous(target: Path) -> Path:
+    """Where the folder that is replaced stands for a moment."""
+    return target.with_name(f".{target.name}.previous")
+
+
+def _put_back(target: Path) -> None:
+    """What was to be replaced, and was not, as whoever did it died, takes its place again; else it goes."""
+    previous = _previous(target)
+    if previous.is_dir() and target.exists():
+        shutil.rmtree(previous)
+    elif previous.is_dir():
+        previous.rename(target)
+
+
+def _check_ours(target: Path, made_of: Assembly, last: Receipt | None) -> None:
+    """Raise PublishError unless the folder is missing, empty, or holds what was published there and nothing else.
+
+    Args:
+        last: what is known to have been published; without it, the sealed manifest in the folder tells.
+    """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise _taken(target, "a file or a link")
     present = {file.relative_to(target).as_posix() for file in target.rglob("*") if not file.is_dir()}
     if not present:
         return
+    ours = set(last.files) if last else listed(target) | made_of.ggufs.keys()
+    if CARD in present and last and digest((target / CARD).read_bytes()) != last.card:
+        raise _taken(target, f"a {CARD} that was changed since")
+    if MANIFEST not in present or present - ours:
+        raise _taken(target, checkpoints.some(present - ours or present))
+
+
+def listed(folder: Path) -> set[str]:
+    """The files of a published checkpoint as its manifest in the folder names them; nothing where there is none."""
     try:
-        manifest = json.loads((target / MANIFEST).read_bytes())
-        is_ours = manifest["seal"] == store.seal(manifest)
-        files = set(manifest["files"])
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        is_sealed = manifest["seal"] == store.seal(manifest)
+        return {*manifest["files"], MANIFEST, CARD} if is_sealed else set()
     except (OSError, ValueError, KeyError, TypeError):
-        is_ours, files = False, set()
-    others = {name for name in present - files - {MANIFEST, CARD} if "/" in name or not name.endswith(".gguf")}
-    if not is_ours or others:
-        raise _taken(target, checkpoints.some(others or present))
+        return set()
 
 
 def _taken(target: Path, got: str) -> PublishError:

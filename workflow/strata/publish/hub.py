@@ -5,9 +5,11 @@ An upload that broke goes on with the same command: the hub keeps what has arriv
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,20 +20,21 @@ from strata.disk import disk_errors, file_sha256
 from strata.document import Document
 from strata.errors import PublishError
 from strata.experiment import Experiment
-from strata.publish.folder import Contents, assemble, nowhere, sizes, write_files
-from strata.receipts import Receipt, keep
+from strata.publish.folder import Contents, assemble, card_sha256, listed, nowhere, sizes, write_files
+from strata.receipts import Receipt, keep, receipt
 from strata.scratch import scratch_folder, sweep
 from strata.status import variant_of
 from strata.store import MANIFEST
 
-WEIGHTS = ("*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth")
+WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
+PRECONDITION_FAILED = 412
 
 
 def upload(root: Path, experiment: Experiment, loaded: tuple[schema.Config, Document], name: str) -> Receipt:
     """Upload a variant to the repository that its `publish` names, and keep the commit.
 
-    The token is that of the environment, HF_TOKEN. Weights of an earlier upload that are no longer of the variant are
-    deleted in the commit; whatever else lies in the repository is left.
+    The token is that of the environment, HF_TOKEN, or the one that `hf auth login` keeps. Weights of an earlier upload
+    that are no longer of the variant are deleted in the commit; whatever else lies in the repository is left.
 
     Raises:
         UsageError: no such variant.
@@ -50,20 +53,27 @@ def upload(root: Path, experiment: Experiment, loaded: tuple[schema.Config, Docu
     os.environ.setdefault("HF_XET_DATA_SESSION_XORB_METADATA_FLUSH_MAX_COUNT", "1")
     with _staged(root, name, contents) as folder, _told(repository):
         from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError
 
         api = HfApi(token=token)
         api.create_repo(repository, private=variant.publish.private, exist_ok=True)
         before = api.model_info(repository, files_metadata=False)
-        _check_repository(repository, before, variant.publish.private)
-        commit = api.upload_folder(
-            repo_id=repository, folder_path=folder, commit_message=f"{name}: {found.digest[:16]}",
-            delete_patterns=list(WEIGHTS),
-        ).oid  # fmt: skip
+        _check_public(repository, before, variant.publish.private)
+        stale = _stale(api, repository, before, receipt(root, name, "hub"), contents)
+        try:
+            commit = api.upload_folder(
+                repo_id=repository, folder_path=folder, commit_message=f"{name}: {found.digest[:16]}",
+                delete_patterns=stale or None, parent_commit=before.sha,
+            ).oid  # fmt: skip
+        except HfHubHTTPError as error:
+            if error.response.status_code != PRECONDITION_FAILED:
+                raise
+            commit = None  # the head has moved: by ourselves, where the answer to a commit was lost on its way
         there = api.model_info(repository, revision=commit, files_metadata=True)
-        _check_arrived(repository, there, folder, contents)
-    url = f"{api.endpoint}/{repository}/tree/{commit}"
+        _check_arrived(repository, there, folder, contents, commit is None)
     made = Receipt(
-        "hub", name, repository, found.id, found.digest, sizes(contents), commit, url, bool(there.private)
+        "hub", name, repository, found.id, found.digest, sizes(contents), card_sha256(made_of), str(there.sha),
+        f"{api.endpoint}/{repository}/tree/{there.sha}", bool(there.private),
     )  # fmt: skip
     keep(root, made)
     return made
@@ -100,7 +110,6 @@ def _told(repository: str) -> Iterator[None]:
     """Tell what the hub or its client says as an error of ours. No message of theirs holds the token."""
     import httpx2
     from huggingface_hub.errors import (
-        BadRequestError,
         GatedRepoError,
         HfHubHTTPError,
         OfflineModeIsEnabled,
@@ -121,13 +130,13 @@ def _told(repository: str) -> Iterator[None]:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403) or isinstance(error, GatedRepoError | RepositoryNotFoundError):
             raise _refused(where, error) from None
-        if status is None or isinstance(error, BadRequestError):
+        if status is None or 400 <= status < 500:
             todo = "mend what it names, and run the same command again"
             raise PublishError(
                 "the hub refuses the upload", where=where, expected="a commit", got=_line(error), todo=todo
             ) from None
         raise _broken(where, error) from None
-    except (OSError, httpx2.HTTPError) as error:
+    except (OSError, RuntimeError, httpx2.HTTPError) as error:
         if isinstance(error, OSError) and error.filename is not None:  # of this machine's disk
             raise
         # Its storage client tells every failure as a connection's, and the hub's answer in the text alone.
@@ -154,34 +163,61 @@ def _line(error: Exception) -> str:
     return " ".join(said[:3])[:400] or type(error).__name__
 
 
-def _check_repository(repository: str, there: Any, private: bool) -> None:
-    """Raise PublishError for a repository that is public against the config, or that holds another model."""
+def _check_public(repository: str, there: Any, private: bool) -> None:
+    """Raise PublishError for a repository that is public against the config: one that exists stays as it is."""
     if private and not there.private:
         raise PublishError(
             "the repository is public", where=f"{repository} on the hub", expected="a private one, as the config says",
             got="one that everybody sees", todo="make it private there, or set `private: false`",
         )  # fmt: skip
+
+
+def _stale(api: Any, repository: str, there: Any, last: Receipt | None, contents: Contents) -> list[str]:
+    """The weights in a repository that were published before and are no longer of the variant.
+
+    Raises:
+        PublishError: it holds weights that were not published by us.
+    """
     files = {entry.rfilename for entry in there.siblings or ()}
-    weights = [name for name in files if name.endswith(tuple(pattern[1:] for pattern in WEIGHTS))]
-    if weights and MANIFEST not in files:
+    weights = {name for name in files if name.endswith(WEIGHTS)}
+    ours: set[str] = set(last.files) if last and last.place == repository else set()
+    if MANIFEST in files:
+        with tempfile.TemporaryDirectory() as scratch:
+            old = api.hf_hub_download(repository, MANIFEST, revision=there.sha, local_dir=scratch)
+            ours |= listed(Path(old).parent)
+    if weights and not weights & ours:
         raise PublishError(
             "the repository holds another model", where=f"{repository} on the hub",
             expected="an empty repository, or one that was published to from here", got=", ".join(sorted(weights)[:5]),
             todo="name another repository, or delete its files there",
         )  # fmt: skip
+    return sorted(weights & ours - contents.keys())
 
 
-def _check_arrived(repository: str, there: Any, folder: Path, contents: Contents) -> None:
-    """Raise PublishError unless the commit has every file with its size and, where the hub tells it, its sha256."""
+def _check_arrived(repository: str, there: Any, folder: Path, contents: Contents, is_moved: bool) -> None:
+    """Raise PublishError unless the commit has every file with its size and its hash: a large one's sha256, that of
+    git for the rest.
+
+    Args:
+        is_moved: the hub refused the commit, as another had come before it.
+    """
     arrived = {entry.rfilename: entry for entry in there.siblings or ()}
     for name, size in sizes(contents).items():
-        entry = arrived.get(name)
-        sha256 = entry.lfs.sha256 if entry is not None and entry.lfs is not None else None
-        got = (None if entry is None else entry.size, sha256)
-        expected = (size, None if sha256 is None else file_sha256(folder / name))
+        entry, got = arrived.get(name), "no such file"
+        expected = f"{size:,} bytes"
+        if entry is not None:
+            is_large = entry.lfs is not None
+            got = f"{entry.size:,} bytes, {entry.lfs.sha256 if is_large else entry.blob_id}"
+            expected += f", {file_sha256(folder / name) if is_large else _git_sha1(folder / name)}"
         if got != expected:
+            what = "the repository was changed meanwhile" if is_moved else "the hub has another content than was sent"
             raise PublishError(
-                "the hub has another content than was sent", where=f"{repository} on the hub, {name}",
-                expected=f"{expected[0]:,} bytes, sha256 {expected[1]}", got=f"{got[0]} bytes, sha256 {got[1]}",
+                what, where=f"{repository} on the hub, {name}", expected=expected, got=got,
                 todo="run the same command again",
             )  # fmt: skip
+
+
+def _git_sha1(file: Path) -> str:
+    """What git calls a file of this content."""
+    data = file.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

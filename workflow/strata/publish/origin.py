@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -34,15 +35,21 @@ class Base:
     pin: str
     hub: str | None
     license: str | None
+    layers: int
     is_renamed: bool
 
 
 @dataclass(frozen=True)
 class Stack:
-    """The layers of a variant in those of `names`: the nearest ancestors that were not merged."""
+    """The layers of a variant in those of `names`: the nearest ancestors that were not merged.
+
+    `family` and `dtype` are those of the model before it was trained, if it was.
+    """
 
     plan: Plan
     names: tuple[str, ...]
+    family: str
+    dtype: str
 
 
 def steps(experiment: Experiment, name: str) -> list[Variant]:
@@ -74,8 +81,9 @@ def bases(root: Path, experiment: Experiment, config: schema.Config, name: str) 
         held = f"sha256 `{source.sha256}`" if source.sha256 else f"commit `{parameters['revision']}`"
         told = name_of(parameters) or "a local model"
         hub = source.hub if isinstance(source, schema.HubSource) else None
+        layers = variant.job.shape.layers if variant.job.shape else 0
         is_renamed = entry.init.architecture not in (None, source.shape.family if source.shape else None)
-        found.append(Base(variant.name, told, held, hub, source.license or _said(root, pin), is_renamed))
+        found.append(Base(variant.name, told, held, hub, source.license or _said(root, pin), layers, is_renamed))
     return found
 
 
@@ -87,7 +95,8 @@ def _said(root: Path, id: str) -> str | None:
     from gguf import GGUFReader
 
     field = GGUFReader(model).fields.get("general.license")
-    return str(field.contents()) if field else None
+    told = str(field.contents()).lower() if field else ""
+    return told if re.fullmatch(schema.LICENSE, told) else None
 
 
 def stack(root: Path, experiment: Experiment, name: str) -> Stack | None:
@@ -107,7 +116,7 @@ def stack(root: Path, experiment: Experiment, name: str) -> Stack | None:
 def _stacked(root: Path, step: Variant, parents: Sequence[Stack | None]) -> Stack | None:
     facts = store.require(root, step.job.id).facts
     if step.job.recipe.operation != "merge":
-        return Stack(identity(facts["layers"]), (step.name,))
+        return Stack(identity(facts["layers"]), (step.name,), facts["family"], facts["dtype"])
     known = [parent for parent in parents if parent]
     if len(known) < len(parents):
         return None
@@ -115,21 +124,26 @@ def _stacked(root: Path, step: Variant, parents: Sequence[Stack | None]) -> Stac
     places = [{n: names.index(name) for n, name in enumerate(parent.names)} for parent in known]
     plans = [renumbered(parent.plan, place) for parent, place in zip(known, places, strict=True)]
     plan = composed(Plan.from_json(facts["plan"]), plans)
-    return Stack(plan, names) if plan else None
+    return Stack(plan, names, facts["family"], facts["dtype"]) if plan else None
 
 
 def own_config(experiment: Experiment, document: Document, name: str) -> str:
     """A config that makes this variant and scores it, and nothing else: the same recipes, and so the same ids.
 
-    Where a local source lies is left out but for its name: its sha256 says which it is.
+    Of the places of local files the names alone are left: a source's sha256 says which it is.
     """
     variant = experiment.variants[name]
     value = copy.deepcopy(document.value)
     names = _needed_names(experiment, variant)
     jobs = {job.id for each in names for job in status.needed(experiment, experiment.variants[each])}
     sources = {key for key, job in experiment.sources.items() if job.id in jobs}
-    own: dict[str, Any] = {key: value[key] for key in ("device", "task_folders", "suites") if key in value}
-    own["sources"] = {key: _without_place(source) for key, source in value["sources"].items() if key in sources}
+    own: dict[str, Any] = {key: value[key] for key in ("device",) if key in value}
+    own |= {key: [_without_place(entry) for entry in value[key]] for key in ("suites", "task_folders") if key in value}
+    own["sources"] = {
+        key: source | ({"path": _without_place(source["path"])} if "path" in source else {})
+        for key, source in value["sources"].items()
+        if key in sources
+    }
     own["variants"] = {
         key: {word: part for word, part in entry.items() if word != "publish" and (word != "gguf" or key == name)}
         for key, entry in value["variants"].items()
@@ -151,5 +165,6 @@ def _needed_names(experiment: Experiment, variant: Variant) -> set[str]:
     return {name for name, other in experiment.variants.items() if other.job.id in needed}
 
 
-def _without_place(source: dict[str, Any]) -> dict[str, Any]:
-    return source | ({"path": PurePath(source["path"]).name} if "path" in source else {})
+def _without_place(path: str) -> str:
+    """The last part of a path, which tells nothing of whose machine it was on."""
+    return PurePath(path).name

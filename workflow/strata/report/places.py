@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from strata import store
+from strata.errors import StoreError
 from strata.experiment import Experiment
 from strata.receipts import KINDS, Receipt, receipt
 from strata.report.table import Table
+from strata.store import Object
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ def places(root: Path, experiment: Experiment, table: Table, page: Path) -> list
     for row in table.rows:
         variant = experiment.variants[row.name]
         for job in variant.ggufs:
-            if gguf := store.find(root, job.id):
+            if gguf := _found(root, job.id):
                 kind, types = job.recipe.parameters["type"], gguf.facts.get("types", {})
                 file = next(name for name in gguf.manifest["files"] if name.endswith(".gguf"))
                 size = gguf.manifest["files"][file]["size"]
@@ -49,6 +52,13 @@ def places(root: Path, experiment: Experiment, table: Table, page: Path) -> list
     return found
 
 
+def _found(root: Path, id: str) -> Object | None:
+    """A GGUF file; none where it is damaged, which is told by whoever needs it."""
+    with suppress(StoreError):
+        return store.find(root, id)
+    return None
+
+
 def _of(made: Receipt, digest: str, page: Path) -> Place:
     note = _note(made.digest, digest)
     if made.kind == "hub":
@@ -56,7 +66,9 @@ def _of(made: Receipt, digest: str, page: Path) -> Place:
         what, text = f"hub, {who}", f"{made.place} at {made.commit[:12]}"
         link = made.url if made.url.startswith(("https://", "http://")) else ""
     else:
-        what, text, link = "folder", made.place, os.path.relpath(Path(made.place).expanduser(), page)
+        folder = Path(made.place).expanduser()
+        what, text, link = "folder", made.place, os.path.relpath(folder, page)
+        note = note if folder.is_dir() else "no longer there: `strata publish` writes it again"
     return Place(made.variant, what, text, link, len(made.files), made.bytes, note)
 
 
