@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import strata, write_experiment
+from conftest import build, strata, write_experiment
 from models import save_model
-from strata import chat, cli, experiment, store, talk
+from strata import chat, experiment, store, talk
 from strata.errors import StoreError, UsageError
 from strata.talk import Style, ask, converse, voice
 
@@ -35,10 +35,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = save_model(folder / "model", max_position_embeddings=128)
     (model / "chat_template.jinja").write_text(TEMPLATE)
     write_experiment(folder, model, VARIANTS, "[]")
-    made = experiment.load([folder / "config.yaml"])
-    for job in (*made.sources.values(), *(variant.job for variant in made.variants.values())):
-        root = ["--root", str(folder / "results")]
-        assert cli.main([*root, job.recipe.operation, job.recipe.canonical, "--location", job.location]) == 0
+    build(folder)
     return folder
 
 
@@ -182,10 +179,8 @@ def test_a_model_without_a_template_is_told_what_to_do(
     run: Path, tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_experiment(tmp_path / "bare", llama, "  base: {init: {source: m}}\n", "[]")
+    build(folder)
     monkeypatch.chdir(folder)
-    made = experiment.load(["config.yaml"])
-    for job in (*made.sources.values(), made.variants["base"].job):
-        assert cli.main([job.recipe.operation, job.recipe.canonical, "--location", job.location]) == 0
     with speaking(name="base") as answer:
         with pytest.raises(UsageError, match="no chat template") as caught:
             ask(answer, [{"role": "user", "content": "Hi"}], lambda _: None)

@@ -12,8 +12,10 @@ import yaml
 from hub import card_problems
 from huggingface_hub import ModelCard
 
-from conftest import snakemake, strata, tree_sha256, write_experiment, write_lessons
+from conftest import build, strata, tree_sha256, write_experiment, write_lessons
 from strata import config, experiment, store
+from strata.chat import rendered
+from strata.llamacpp.convert import open_tokenizer
 from strata.publish.card import card
 from strata.publish.origin import own_config
 
@@ -40,8 +42,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
     file = folder / "config.yaml"
     text = file.read_text().replace("variants:\n", lessons + words + "variants:\n", 1)
     file.write_text(text.replace("  m: {", "  m: {license: mit, ", 1))
-    run = snakemake(folder)
-    assert run.returncode == 0, run.stdout
+    build(folder)
+    assert strata(folder, "links").returncode == strata(folder, "report").returncode == 0
     return folder
 
 
@@ -89,6 +91,13 @@ def test_a_card_tells_identity_and_what_a_variant_was_made_of(folder: Path, monk
     losses = store.require(Path("results"), made.variants["healed"].job.id).facts["training"]["heldout"]
     assert f"held-out loss {losses[0]:.3f} -> {losses[-1]:.3f}" in text
     assert "| 0-2 | 0-2 of base |\n| 3-5 | 1-3 of base |" in text  # of the merge that it began as
+
+
+def test_a_tuned_variant_is_asked_as_it_was_taught(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    found = store.require(Path("results"), experiment.load(["config.yaml"]).variants["tuned"].job.id)
+    text = rendered(open_tokenizer(found), [{"role": "user", "content": "Hi"}], found.path)
+    assert text == "### User:\nHi\n\n### Assistant:\n"
 
 
 def test_a_difference_to_the_base_comes_with_its_error_and_the_base_has_none(

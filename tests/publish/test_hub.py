@@ -14,7 +14,7 @@ import pytest
 from hub import Fault, Hub
 from machine import hub, machine, new_machine
 
-from conftest import strata, write_experiment
+from conftest import build, strata, write_experiment
 from models import save_model
 from strata import cli, config, experiment, store
 from strata.errors import PublishError
@@ -40,26 +40,8 @@ print(model.config.num_hidden_layers, sum(p.double().sum().item() for p in model
 def built(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
     """An experiment whose variants are built; with no suite there is nothing to score."""
     folder = write_experiment(tmp_path_factory.mktemp("built"), llama, VARIANTS, "[]")
-    for job in experiment_jobs(folder):
-        assert (
-            cli.main(
-                [
-                    "--root",
-                    str(folder / "results"),
-                    job.recipe.operation,
-                    job.recipe.canonical,
-                    "--location",
-                    job.location,
-                ]
-            )
-            == 0
-        )
+    build(folder)
     return folder
-
-
-def experiment_jobs(folder: Path) -> list[Any]:
-    made = experiment.load([folder / "config.yaml"])
-    return [*made.sources.values(), *(variant.job for variant in made.variants.values())]
 
 
 def speak_to(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,8 +121,7 @@ def test_weights_that_are_no_longer_of_the_variant_are_deleted_and_other_files_s
         repo_id="me/dus", path_or_fileobj=b"png", path_in_repo="a.png"
     )
     change("drop: 1", "drop: 2")
-    for job in experiment_jobs(run):
-        assert cli.main([job.recipe.operation, job.recipe.canonical, "--location", job.location]) == 0
+    build(run)
     uploaded()
     after = set(hub.repos["me/dus"].head.files)
     assert len([name for name in after if name.endswith(".safetensors")]) == 4 + 2 < len(before)
@@ -188,8 +169,7 @@ def test_what_has_arrived_before_a_break_is_not_sent_again(
     folder = write_experiment(tmp_path / "run", model, VARIANTS.replace("drop: 1", "drop: 0"), "[]")
     monkeypatch.chdir(folder)
     speak_to(hub, monkeypatch)
-    for job in experiment_jobs(folder):
-        assert cli.main([job.recipe.operation, job.recipe.canonical, "--location", job.location]) == 0
+    build(folder)
     hub.faults.append(Fault("POST", XORBS, times=None, skip=1, after_bytes=1000))
     with pytest.raises(PublishError, match="broke"):
         uploaded()
