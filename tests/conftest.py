@@ -22,6 +22,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 settings.register_profile("untimed", deadline=None, derandomize=True)
 settings.load_profile("untimed")
 REPOSITORY = Path(__file__).parents[1]
+LONG = ("workflow", "train", "tasks", "slurm", "publish")  # folders of tests whose fixtures run for a minute and more
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long begins first, so that processes which share the files end together."""
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
 
 
 def shape_text(folder: Path) -> str:

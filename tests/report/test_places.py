@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,10 @@ import pytest
 from strata.receipts import Receipt, keep, receipt
 from strata.report.places import places
 
-HUB = Receipt("hub", "dus", "me/dus", "merge-1", "d1", {"a": 7, "b": 5}, "c" * 40, "https://hub/me/dus", False)
+HUB = Receipt(
+    "hub", "dus", "me/dus", "merge-1", "d1", {"a": 7, "b": 5}, commit="c" * 40, url="https://hub/me/dus", private=False
+)
+WHOLE = json.dumps(asdict(HUB))
 
 
 def table(digest: str = "d1") -> Any:
@@ -54,7 +58,11 @@ def test_a_link_that_is_no_address_is_none(tmp_path: Path) -> None:
     assert places(tmp_path, experiment(), table(), tmp_path)[0].link == ""
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"kind": "hub"}', '{"kind": "hub", "more": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"kind": "hub"}', '{"kind": "hub", "more": 1}', WHOLE.replace('"https://hub/me/dus"', "false"),
+     WHOLE.replace("5", '"5"'), WHOLE.replace('{"a": 7, "b": 5}', "[]")],
+)  # fmt: skip
 def test_a_receipt_that_cannot_be_read_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "published").mkdir()
     (tmp_path / "published" / "dus.hub.json").write_text(text)

@@ -52,6 +52,9 @@ def keep(root: Path, receipt: Receipt) -> None:
 def receipt(root: Path, variant: str, kind: str) -> Receipt | None:
     """The last receipt of a variant, if there is one that can be read."""
     try:
-        return Receipt(**json.loads((root / FOLDER / f"{variant}{KINDS[kind]}").read_bytes()))
-    except (OSError, ValueError, TypeError):
+        made = Receipt(**json.loads((root / FOLDER / f"{variant}{KINDS[kind]}").read_bytes()))
+        words = (value for name, value in asdict(made).items() if name not in ("files", "private"))
+        is_whole = all(isinstance(word, str) for word in words) and made.bytes >= 0
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
+    return made if is_whole else None
