@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +175,12 @@ def snakemake(folder: Path, *arguments: str, **environment: str) -> subprocess.C
     return subprocess.run(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def build(folder: Path) -> None:
-    """Make everything that the config in a folder asks for in this process, without starting one for each job."""
+def build(folder: Path, without: Collection[str] = ()) -> None:
+    """Make what the config in a folder asks for in this process, without starting one for each job.
+
+    Args:
+        without: operations that are left for a run of the workflow, with all that is made from what they make.
+    """
     from strata import cli, experiment
     from strata.status import needed
 
@@ -185,7 +189,11 @@ def build(folder: Path) -> None:
     try:
         made = experiment.load(["config.yaml"])
         jobs = {job.id: job for variant in made.variants.values() for job in needed(made, variant)}
+        left = {id for id, job in jobs.items() if job.recipe.operation in without}
         for job in jobs.values():
+            if left & {job.id, *job.recipe.parents, *job.recipe.sources}:
+                left.add(job.id)
+                continue
             assert cli.main([job.recipe.operation, job.recipe.canonical, "--location", job.location]) == 0, job.id
     finally:
         os.chdir(before)

@@ -7,6 +7,7 @@ import re
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 PIECE = 1 << 16  # bytes read at a time
+PATIENCE = 60.0  # seconds
 SAID = {  # the words of the real hub, which its client knows, and ours
     401: "Invalid credentials in Authorization header",
     403: "This token may not write here",
@@ -81,7 +83,7 @@ class Fault:
 
     Without a limit (`times=None`) it goes wrong until the test takes the fault away. With `status`, that is the answer
     and nothing is done; with `after_bytes`, the connection breaks once that much of the body was read; with
-    `lost_answer`, everything is done but the answer never arrives.
+    `lost_answer`, everything is done but the answer never arrives. It strikes when those that it let pass are answered.
     """
 
     method: str
@@ -91,6 +93,7 @@ class Fault:
     after_bytes: int | None = None
     lost_answer: bool = False
     skip: int = 0
+    passed: int = 0
 
 
 Route = tuple[str, re.Pattern[str], str, Callable[[Any, Ask], Answer]]
@@ -136,10 +139,19 @@ class Service:
                     continue
                 if fault.skip:
                     fault.skip -= 1
+                    fault.passed += 1
                     continue
                 fault.times = fault.times and fault.times - 1
                 return fault
         return None
+
+    def wait_for_passed(self, fault: Fault) -> None:
+        """A client that sends several requests at once would give up the others when the first of them fails."""
+        until = time.monotonic() + PATIENCE
+        while sum(one.status > 0 for one in self.matching(fault.method, fault.path)) < fault.passed:
+            if time.monotonic() > until:
+                return
+            time.sleep(0.01)
 
     def answer(self, ask: Ask) -> Answer:
         """Find the route and let it answer."""
@@ -169,6 +181,8 @@ class Handler(BaseHTTPRequestHandler):
         """Read a request, answer it, or break the connection where a fault says so."""
         service, path = self.server.service, urlsplit(self.path).path
         fault = service.fault_for(self.command, path)
+        if fault:
+            service.wait_for_passed(fault)
         body, whole = self.read_body(fault.after_bytes if fault else None)
         if not whole or (fault and fault.after_bytes is not None):
             return self.drop(path, len(body))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import REPOSITORY, read_json, snakemake, strata, write_experiment
+from conftest import REPOSITORY, build, read_json, snakemake, strata, write_experiment
 from strata import experiment
 
 VARIANTS = """\
@@ -27,6 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
     text = (folder / "config.yaml").read_text()
     notes = next(line for line in (folder / "tiny.yaml").read_text().splitlines() if "notes:" in line)
     (folder / "config.yaml").write_text(text.replace("variants:", f"{notes}\nvariants:", 1))
+    build(folder, without={"analyze"})
     done = snakemake(folder)
     assert done.returncode == 0, done.stdout
     return folder

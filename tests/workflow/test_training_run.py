@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import REPOSITORY, read_json, snakemake, strata, tree_sha256, write_experiment, write_lessons
+from conftest import REPOSITORY, build, read_json, snakemake, strata, tree_sha256, write_experiment, write_lessons
 
 SMALL = "length: 64, batch: 2, learning_rate: 2.0e-3"
 VARIANTS = f"""\
@@ -41,6 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
     notes = next(line for line in (folder / "tiny.yaml").read_text().splitlines() if "notes:" in line)
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text.replace("variants:", f"{sources}{notes}\nvariants:", 1))
+    build(folder, without={"sft", "reference"})
     done = snakemake(folder)
     assert done.returncode == 0, done.stdout
     return folder
