@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ import pytest
 import torch
 from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from tokenizers_of import save_tokenizer_of
 
 from conftest import store_model
 from models import build, save_model
 from strata import store
-from strata.errors import CheckpointError, StoreError
+from strata.errors import CheckpointError, SourceError, StoreError
 from strata.llamacpp import convert as module
 from strata.llamacpp.convert import FILE, convert
+from strata.llamacpp.probes import PROBES
 from strata.recipe import Recipe
 
 Base = Callable[..., Any]
@@ -128,6 +131,30 @@ def test_the_chat_template_comes_along(tmp_path: Path, base_of: Base) -> None:
     _, reader = converted(tmp_path / "results", base_of(saved(tmp_path / "model")))
     assert "### {{ m.role }}:" in value(reader, "tokenizer.chat_template")
     assert value(reader, "tokenizer.ggml.pre") == "smollm"
+
+
+@pytest.mark.parametrize("kind", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+def test_a_model_from_a_gguf_splits_text_as_the_file_says(tmp_path: Path, base_of: Base, kind: str) -> None:
+    """transformers reads every byte-level tokenizer of a GGUF as GPT-2's."""
+    save_tokenizer_of(save_model(tmp_path / "model", vocab_size=700), kind)
+    made, _ = converted(tmp_path / "results", base_of(tmp_path / "model"))
+    (tmp_path / "file").mkdir()
+    shutil.copy(made.path / FILE, tmp_path / "file" / "model.gguf")
+    again = store_model(tmp_path / "again", tmp_path / "file")
+    before, after = (Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (tmp_path / "model", again.path))
+    texts = [*PROBES, "In 1945 12,345 of 1,234,567 had 00:59 left."]
+    assert [after.encode(text).ids for text in texts] == [before.encode(text).ids for text in texts]
+
+
+def test_a_gguf_that_splits_text_in_a_way_that_is_not_known_is_refused(tmp_path: Path, base_of: Base) -> None:
+    made, _ = converted(tmp_path / "results", base_of(saved(tmp_path / "model")))
+    (tmp_path / "file").mkdir()
+    data = (made.path / FILE).read_bytes()
+    assert data.count(b"smollm") == 1
+    (tmp_path / "file" / "model.gguf").write_bytes(data.replace(b"smollm", b"sm0llm"))
+    with pytest.raises(SourceError, match="splits text in a way that is not known") as caught:
+        store_model(tmp_path / "again", tmp_path / "file")
+    assert "sm0llm" in str(caught.value)
 
 
 LLAMA3 = {

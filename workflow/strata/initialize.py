@@ -21,6 +21,7 @@ from strata.progress import bar
 from strata.recipe import Recipe, digest
 from strata.shapes import measure
 from strata.sources import FILES
+from strata.splitting import WAYS, split_so
 from strata.store import Built, Object
 from strata.tensors import Header, Spec, Tensor, write_at
 
@@ -103,16 +104,21 @@ def _reader(file: Path, tensor: Tensor) -> Read:
 
 
 def _read_gguf(file: Path, folder: Path) -> tuple[dict[str, Any], dict[str, tuple[Spec, Read]]]:
-    """Dequantise a GGUF with transformers, to bfloat16; its tokenizer comes along."""
+    """Dequantise a GGUF with transformers, to bfloat16; its tokenizer comes along.
+
+    Raises:
+        SourceError: no GGUF that is read, or it splits text in a way that is not known.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    open_gguf(file)
+    reader, _ = open_gguf(file)
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, "local_files_only": True}
     model = AutoModelForCausalLM.from_pretrained(
         **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
     )
     AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+    _split_as_said(reader, folder / "tokenizer.json", file)
     _make_portable(folder / "tokenizer_config.json")
     config = json.loads(model.config.to_json_string())
     family = families.family_of(config)
@@ -127,6 +133,22 @@ def _read_gguf(file: Path, folder: Path) -> tuple[dict[str, Any], dict[str, tupl
         for name, tensor in state.items()
     }
     return wanted, tensors
+
+
+def _split_as_said(reader: Any, file: Path, source: Path) -> None:
+    """Let tokenizer.json split text in the way that the GGUF names; transformers takes GPT-2's for every one."""
+    from tokenizers import Tokenizer
+
+    model, way = (reader.get_field(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    if way is None or model is None or model.contents() != "gpt2":
+        return  # SentencePiece's splits nothing, and older files say nothing
+    if way.contents() not in WAYS:
+        raise SourceError(
+            "the tokenizer splits text in a way that is not known", where=source, expected=", ".join(WAYS),
+            got=way.contents(), todo="take the model's safetensors, whose tokenizer.json spells it out",
+        )  # fmt: skip
+    rules = split_so(json.loads(file.read_text(encoding="utf-8")), way.contents())
+    Tokenizer.from_str(json.dumps(rules)).save(str(file))
 
 
 def _make_portable(file: Path) -> None:

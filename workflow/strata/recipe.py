@@ -32,7 +32,7 @@ KINDS = {
 }
 
 # Raised when an operation gives another result for the same parameters: every id that depends on it changes.
-VERSIONS = dict.fromkeys(KINDS, 1) | {"evaluate": 2}
+VERSIONS = dict.fromkeys(KINDS, 1) | {"init": 2, "evaluate": 2}
 
 # Same id, other content is an error for these; for the rest the first published object wins.
 DETERMINISTIC = {"fetch", "init", "merge", "tokenize", "encode", "gguf"}

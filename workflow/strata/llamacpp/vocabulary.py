@@ -1,7 +1,7 @@
 """Vocabulary: a tokenizer as a GGUF has it. What llama.cpp would read otherwise than transformers is refused.
 
-A GGUF names how text is split before the merges of a byte-level BPE (`pre`); llama.cpp has the rule under that name in
-its code. Here a name is given only to a tokenizer whose rule is exactly that one (llama.cpp, src/llama-vocab.cpp).
+A GGUF names how text is split before the merges of a byte-level BPE (`pre`). Here a name is given only to a tokenizer
+whose rule is exactly the one that llama.cpp has under it.
 SentencePiece's kind of BPE has a score for each piece there and a rank for each merge here: the scores keep the order.
 """
 
@@ -14,13 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from strata.errors import CheckpointError
+from strata.splitting import WAYS, way_of
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # gguf.TokenType
 _LONE = -1e6  # the score of a piece that no merge makes: after every other
-_LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_SPLITS = {f"{_LETTERS}|\\p{{N}}{{1,3}}{_REST}": "llama-bpe", f"{_LETTERS}|\\p{{N}}{_REST}": "qwen2"}
-_WHOLE_WORDS = {"llama-bpe"}  # here a word that is a token is one, whatever the merges say
 _METASPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
 
@@ -90,25 +87,12 @@ def _type(
 
 def _pre(rules: Mapping[str, Any], place: str) -> str:
     """llama.cpp's name of how a byte-level BPE splits text."""
-    steps = rules["pre_tokenizer"] or {}
-    steps = steps["pretokenizers"] if steps.get("type") == "Sequence" else [steps]
-    last = steps[-1]
-    is_bytes = last.get("type") == "ByteLevel" and not last["add_prefix_space"]
-    found = None
-    if rules["normalizer"] is None and is_bytes:
-        match [step["type"] for step in steps], last["use_regex"]:
-            case ["ByteLevel"], True:
-                found = "gpt-2"
-            case ["Digits", "ByteLevel"], True if steps[0]["individual_digits"]:
-                found = "smollm"
-            case ["Split", "ByteLevel"], False if steps[0]["behavior"] == "Isolated" and not steps[0]["invert"]:
-                found = _SPLITS.get(steps[0]["pattern"].get("Regex", ""))
-    if found is None or rules["model"]["ignore_merges"] != (found in _WHOLE_WORDS):
+    found = way_of(rules)
+    if found is None:
         got = {key: rules[key] for key in ("normalizer", "pre_tokenizer")} | {
             "ignore_merges": rules["model"]["ignore_merges"]
         }
-        known = ", ".join(["gpt-2", "smollm", *_SPLITS.values()])
-        raise _unlike(place, "how the tokenizer splits text", f"the rules of {known}", json.dumps(got)[:400])
+        raise _unlike(place, "how the tokenizer splits text", f"the rules of {', '.join(WAYS)}", json.dumps(got)[:400])
     return found
 
 
