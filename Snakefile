@@ -1,4 +1,4 @@
-# Strata: sources -> init -> (analyze ->) merge -> (tokenize -> train ->) evaluate -> (gguf, publish ->) report.
+# Strata: sources -> init -> (analyze, screen ->) merge -> (tokenize -> train ->) evaluate -> (gguf, publish ->) report.
 # Every checkpoint is named by what it is made from.
 from snakemake.utils import min_version
 
@@ -16,6 +16,7 @@ report: "workflow/report/workflow.rst"
 
 include: "workflow/rules/init.smk"
 include: "workflow/rules/analyze.smk"
+include: "workflow/rules/screen.smk"
 include: "workflow/rules/merge.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"

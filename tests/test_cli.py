@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -105,9 +106,30 @@ def test_what_is_made_of_other_weights_may_be_other_and_nothing_else(monkeypatch
     trained = Recipe("pretrain", {})
     gguf = Recipe("gguf", {"type": "f16"}, (trained.id,))
     smaller = Recipe("quantize", {"type": "q8_0"}, (trained.id,), (gguf.id,))
-    now = {recipe.id: SimpleNamespace(digest="new", recipe=recipe) for recipe in (trained, gguf, smaller)}
+    now = {r.id: SimpleNamespace(digest="new", recipe=r, path=Path("now")) for r in (trained, gguf, smaller)}
     monkeypatch.setattr(store, "require", lambda root, id: now[id])
     before = {recipe.id: (Path(), "old") for recipe in (trained, gguf, smaller)}
     assert [line.endswith("OTHER CONTENT than before") for line in commands._compared(Path(), before)] == [True] * 3
     with pytest.raises(NonDeterministic):
         list(commands._compared(Path(), before | {trained.id: (Path(), "new")}))
+
+
+def test_a_merge_of_what_ranks_otherwise_now_may_be_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A screen that was lost, and limited in time, has found another plan: its winner is another model, with one id."""
+    from strata import commands, store
+    from strata.errors import NonDeterministic
+    from strata.recipe import Recipe
+
+    winner = Recipe(
+        "merge", {"method": "screened", "depth": 6, "rank": 1}, ("init-" + "0" * 32,), ("screen-" + "0" * 32,)
+    )
+    for name, ranking in (("then", "1"), ("now", "2"), ("again", "2")):
+        (tmp_path / name).mkdir()
+        facts = {"facts": {"made_from": {winner.sources[0]: ranking}}}
+        (tmp_path / name / "manifest.json").write_text(json.dumps(facts))
+    made = SimpleNamespace(digest="new", recipe=winner, path=tmp_path / "now")
+    monkeypatch.setattr(store, "require", lambda root, id: made)
+    (line,) = commands._compared(Path(), {winner.id: (tmp_path / "then", "old")})
+    assert line.endswith("OTHER CONTENT than before")
+    with pytest.raises(NonDeterministic):
+        list(commands._compared(Path(), {winner.id: (tmp_path / "again", "old")}))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from conftest import strata
-from strata import experiment, status, store
+from strata import experiment, redo, status, store
 from strata.experiment import Experiment
 from strata.train.state import home
 
@@ -75,7 +75,7 @@ def test_redo_starts_a_training_over_and_not_from_its_snapshots(loaded: Experime
     mine, others = (home(tmp_path, loaded.variants[name].job.id) for name in ("healed", "dus"))
     for folder in (mine, others):
         (folder / "snapshots").mkdir(parents=True)
-    assert status.reject_variant(tmp_path, loaded, "healed", "redo") == {}
+    assert redo.reject(tmp_path, loaded, "healed", "redo") == {}
     assert (mine.exists(), others.exists()) == (False, True)
     assert list((tmp_path / "quarantine").glob(f"training-{mine.name}.*/snapshots"))  # nothing is deleted
 
@@ -98,10 +98,10 @@ def test_a_redo_that_fails_brings_back_nothing_that_rests_on_other_content(
     for anew, back in (("old", len(recipes)), ("new", 0)):
         for recipe in recipes:
             store.publish(tmp_path, recipe, writing("old"))
-        moved = status.reject_variant(tmp_path, loaded, "healed", "redo")
+        moved = redo.reject(tmp_path, loaded, "healed", "redo")
         assert len(moved) == len(recipes) > 1
         store.publish(tmp_path, recipes[0], writing(anew))
-        assert len(status.restore_variant(tmp_path, moved)) == back
+        assert len(redo.restore(tmp_path, moved)) == back
         assert all((store.find(tmp_path, recipe.id) is not None) == bool(back) for recipe in recipes[1:])
 
 
@@ -113,7 +113,7 @@ def test_redo_touches_nothing_that_a_process_is_at_work_on(write_config: Callabl
     state.mkdir(parents=True)
     (tmp_path / "results" / "leases" / job.id).mkdir(parents=True)
     run = strata(tmp_path, "redo", "healed")
-    assert (run.returncode, "at work on this variant" in run.stderr, state.exists()) == (9, True, True)
+    assert (run.returncode, "at work on healed" in run.stderr, state.exists()) == (9, True, True)
 
 
 def test_redo_of_a_dpo_takes_its_reference_along_when_that_is_of_other_weights(
@@ -122,11 +122,14 @@ def test_redo_of_a_dpo_takes_its_reference_along_when_that_is_of_other_weights(
     aligned = "  aligned: {parent: dus, dpo: {data: [old], template: solar}}\n"
     variant = experiment.load([write_config(CONFIG.replace("suites:", f"{aligned}suites:"))]).variants["aligned"]
     tokens, reference = variant.preparations
-    made = {reference.id: SimpleNamespace(facts={"checkpoint_digest": "1"}), tokens.id: SimpleNamespace(facts={})}
+    made = {
+        job.id: SimpleNamespace(id=job.id, recipe=job.recipe, facts=facts)
+        for job, facts in ((reference, {"checkpoint_digest": "1"}), (tokens, {}))
+    }
     for digest, expected in (("1", []), ("2", [reference])):
         parent = {variant.job.recipe.parents[0]: SimpleNamespace(digest=digest)}
         monkeypatch.setattr(store, "find", lambda root, id, found=made | parent: found.get(id))
-        assert status.outdated(tmp_path, variant) == expected
+        assert redo.outdated(tmp_path, variant) == expected
 
 
 def test_redo_of_what_was_not_begun_is_refused(loaded: Experiment, tmp_path: Path) -> None:

@@ -29,6 +29,11 @@ TRAINED: dict[str, Any] = {
 PARAMETERS: dict[str, dict[str, Any]] = {
     "init": {}, "merge": {}, "tokenize": {}, "encode": {"tasks": {"one": {}}},
     "analyze": {"dtype": "bfloat16", "device": "cuda"},
+    "screen": {
+        "dtype": "bfloat16", "device": "cuda", "depths": [48], "budget": {"plans": 500},
+        "selection": {"documents": 64, "tokens": 1_024},
+    },
+    "race": {"dtype": "bfloat16", "device": "cuda"},
     "reference": {"dtype": "bfloat16", "device": "cuda", "length": 4_096},
     "pretrain": TRAINED | {"tokens": 1_000_000_000},
     "sft": TRAINED | {"epochs": 3},

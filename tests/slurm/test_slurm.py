@@ -62,10 +62,11 @@ def with_training(folder: Path, tokens: int = TOKENS, seed: int = 1, more: str =
 
 
 def with_texts(folder: Path) -> Path:
-    """Add something to learn from, and something to hold out, to the experiment in `folder`."""
+    """Add something to learn from, something to choose on, and something to hold out, to the experiment in `folder`."""
     sources = ""
     for name, words in (
         ("diary", "On day {} I counted {} ants."),
+        ("cards", "Card {} shows a cat and {} of its kittens."),
         ("letters", "Letter {} says that {} geese are here."),
     ):
         (folder / name).mkdir()
@@ -79,11 +80,12 @@ def with_texts(folder: Path) -> Path:
 
 def default_variants() -> str:
     """The variants of the default experiment, made to fit a model of four layers and a few pages."""
-    text = (REPOSITORY / "config.yaml").read_text().split("\nvariants:\n")[1].split("\nsuites:")[0] + "\n"
+    screens, variants = (REPOSITORY / "config.yaml").read_text().split("\nscreens:\n")[1].split("\nvariants:\n")
+    text = f"{variants.split(chr(10) + 'suites:')[0]}\nscreens:\n{screens}\n"
     for old, new in (
-        ("smollm2, architecture: llama", "m"), ("drop: 6", "drop: 1"), ("group: 6", "group: 3"), ("25_000", "1_280"),
-        ("length: 512", "length: 64"), ("speeches-1900s", "diary"), ("speeches-2010s", "letters"), ("8_192", "256"),
-        ("4_096", "256"),
+        ("smollm2, architecture: llama", "m"), ("drop: 6", "drop: 1"), ("group: 6", "group: 3"), ("8_192", "1_280"),
+        ("length: 256", "length: 64"), ("speeches-1900s", "diary"), ("speeches-2010s", "letters"), ("2_048", "256"),
+        ("speeches-2000s", "cards"), ("depth: 48", "depth: 6"), ("[48]", "[6]"), ("documents: 8", "documents: 3"),
     ):  # fmt: skip
         assert old in text, old
         text = text.replace(old, new)
@@ -211,7 +213,7 @@ def test_a_whole_experiment_runs_and_three_jobs_of_one_gpu_share_two_gpus(
     assert most == 2 and waited
     assert (folder / "results/report/report.html").exists()
     scored = [line.split(",")[0] for line in (folder / "results/report/scores.csv").read_text().splitlines()[1:]]
-    assert set(scored) == set(re.findall(r"^  ([\w-]+):", default_variants(), re.MULTILINE))
+    assert set(scored) == set(re.findall(r"^  ([\w-]+):", default_variants().split("screens:")[0], re.MULTILINE))
     assert strata(folder, "verify").returncode == 0
 
 

@@ -42,7 +42,7 @@ def test_what_rules_must_not_use(word: str) -> None:
 
 
 SUBMITTED = (
-    "init", "analyze", "merge", "tokenize", "reference", "pretrain", "sft", "dpo", "encode", "evaluate", "gguf", "quantize",
+    "init", "analyze", "screen", "race", "merge", "tokenize", "reference", "pretrain", "sft", "dpo", "encode", "evaluate", "gguf", "quantize",
 )  # fmt: skip
 
 
@@ -88,7 +88,8 @@ def test_no_two_rules_may_claim_one_file() -> None:
         "results/analyses/analyze-", "results/checkpoints/dpo-", "results/checkpoints/init-", "results/checkpoints/merge-",
         "results/checkpoints/pretrain-", "results/checkpoints/sft-", "results/evaluations/evaluate-",
         "results/gguf/gguf-", "results/gguf/quantize-",
-        "results/references/reference-", "results/requests/encode-", "results/sources/fetch-", "results/tokens/tokenize-",
+        "results/references/reference-", "results/requests/encode-", "results/screens/race-", "results/screens/screen-", "results/sources/fetch-",
+        "results/tokens/tokenize-",
     ]  # fmt: skip
     assert 'hash="[0-9a-f]{32}"' in SOURCE
 
@@ -106,14 +107,14 @@ def test_only_rules_know_snakemake() -> None:
 
 
 ORDER = [
-    {"errors", "scratch"}, {"jsonfile", "document", "plan", "progress", "records", "slots", "slurm", "disk"}, {"lease"},
+    {"errors", "scratch", "splitting"}, {"jsonfile", "document", "plan", "progress", "records", "slots", "slurm", "disk"}, {"lease"},
     {"schema", "methods", "outline", "tensors", "recipe", "families", "modelfiles", "rows"},
     {"surgery", "training", "store", "relayer", "arithmetic", "lineage", "chat"},
-    {"config", "checkpoint", "runs", "importance", "curves", "receipts"}, {"foreign", "mergekit", "job", "architecture"},
-    {"variant", "restack", "shapes", "sources", "loading"}, {"stages", "tokens", "score", "tasks"}, {"suite", "encode"},
-    {"experiment", "train"}, {"garbage"},
+    {"screening"}, {"config", "checkpoint", "runs", "importance", "curves", "receipts"}, {"foreign", "mergekit", "job", "architecture"},
+    {"variant", "restack", "shapes", "sources", "loading", "setting"}, {"stages", "merges", "tokens", "score", "tasks"},
+    {"suite", "encode", "train"}, {"screen"}, {"screens"}, {"experiment"}, {"garbage"},
     {"resources", "links", "initialize", "analyze", "merge", "evaluate", "pin", "standalone", "reference", "forecast"},
-    {"llamacpp"}, {"status", "inventory", "operations"}, {"report"}, {"publish", "talk"}, {"commands"}, {"cli"},
+    {"llamacpp", "dry_run"}, {"status", "inventory", "operations"}, {"redo"}, {"report"}, {"publish", "talk"}, {"commands"}, {"cli"},
 ]  # fmt: skip
 WITHIN = {
     "train": [
@@ -126,8 +127,12 @@ WITHIN = {
     "llamacpp": [{"probes", "vocabulary"}, {"library"}, {"convert"}, {"quantize"}],
     "publish": [{"rebuild"}, {"origin"}, {"card"}, {"folder"}, {"hub"}],
     "report": [
-        {"figures", "comparison", "flips"}, {"charts", "table"}, {"formats", "results", "published", "places"},
-        {"model_index", "every_eval_ever", "beside"}, {"page", "exports"},
+        {"figures", "comparison", "flips", "html"}, {"charts", "table", "ranking", "stacks", "grids", "clouds"},
+        {"formats", "results", "published", "places", "screened"}, {"model_index", "every_eval_ever", "beside", "screen_page"},
+        {"page", "exports"},
+    ],
+    "screen": [
+        {"walk", "stack"}, {"candidates", "measures"}, {"search", "tried", "texts"}, {"score"}, {"operation", "race"},
     ],
 }  # fmt: skip
 

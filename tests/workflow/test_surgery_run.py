@@ -81,4 +81,5 @@ def test_the_shipped_example_of_every_method_is_an_experiment(monkeypatch: pytes
     used = {job.recipe.parameters.get("method") for job in found.jobs.values() if job.recipe.operation == "merge"}
     assert used == {
         "dus", "interlocked", "repeat", "slices", "layers", "block_expansion", "prune", "compose", "linear", "slerp",
+        "screened",
     }  # fmt: skip

@@ -67,6 +67,9 @@ NAMES = {}
 for variant in EXPERIMENT.variants.values():
     for job in variant.jobs:
         NAMES.setdefault(job.id, []).append(variant.name)
+for screen in EXPERIMENT.screens.values():
+    for job in screen.jobs:
+        NAMES.setdefault(job.id, []).append(screen.name)
 
 # The package beside this Snakefile and the interpreter that runs Snakemake serve every job, here and on a node.
 shell.executable("bash")
@@ -166,7 +169,13 @@ def results_of_variant(wildcards):
 
 
 def all_results():
-    return list(dict.fromkeys(path for name in EXPERIMENT.variants for path in results_of(name)))
+    """The manifest copies of all variants' results, and of all screens and races."""
+    paths = [path for name in EXPERIMENT.variants for path in results_of(name)]
+    return list(dict.fromkeys([*paths, *all_screens()]))
+
+
+def all_screens():
+    return [str(target(RESULTS, job.id)) for screen in EXPERIMENT.screens.values() for job in screen.rankings]
 
 
 def results_to_publish(wildcards):
@@ -192,4 +201,5 @@ def all_checkpoints():
 
 def names_digest():
     """Changes whenever a name, its checkpoint or its evaluations do: the report and the links follow it."""
-    return digest(repr([(name, results_of(name)) for name in EXPERIMENT.variants]))
+    screens = [(screen.name, [job.id for job in screen.rankings]) for screen in EXPERIMENT.screens.values()]
+    return digest(repr([(name, results_of(name)) for name in EXPERIMENT.variants] + screens))

@@ -15,7 +15,11 @@ from strata.errors import Preempted, StrataError
 from strata.recipe import KINDS
 
 OPERATIONS = tuple(KINDS)
-TOLD = {"merge": "build what a mergekit YAML asks for: `strata merge FILE.yaml OUT`; without OUT, tell its plan"}
+TOLD = {
+    "merge": "build what a mergekit YAML asks for: `strata merge FILE.yaml OUT`; without OUT, tell its plan",
+    "screen": "the best plans that a screen has found; with --dry-run, what it would try and cost",
+}
+WORDS = {"merge": "FILE", "screen": "NAME"}  # that people write where the workflow has a recipe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(options, "log", None):
             progress.log_to(options.log)
         options.run(options)
+        if sys.stdout:  # there is none without an open output
+            sys.stdout.flush()  # whoever reads it may have gone meanwhile
         return 0
     except Preempted as error:
         if os.environ.get("RANK", "0") == "0":  # all ranks stop as one
@@ -88,7 +94,12 @@ def _parser() -> argparse.ArgumentParser:
         name_of="a variant",
     )
     compare.add_argument("other", metavar="OTHER", help="what to hold it against")
-    add("redo", commands.do_redo, "put a variant's results into quarantine and build them again", name_of="a variant")
+    add(
+        "redo",
+        commands.do_redo,
+        "put a variant's results, or a screen's, into quarantine and build them again",
+        name_of="a variant or a screen",
+    )
     add(
         "verify", commands.do_verify, "hash every byte that the config needs; what is damaged goes to quarantine"
     ).add_argument(
@@ -108,7 +119,10 @@ def _parser() -> argparse.ArgumentParser:
             TOLD.get(operation, f"(called by the workflow) one {operation} job"),
             config=False,
         )
-        job.add_argument("recipe", metavar="FILE" if operation == "merge" else None, help="a recipe's canonical JSON")
+        job.add_argument("recipe", metavar=WORDS.get(operation), help="or a recipe's canonical JSON, as jobs have")
+        if operation == "screen":
+            job.add_argument("--dry-run", action="store_true", help="tell what it would try and cost, and run nothing")
+            job.add_argument("--configfile", nargs="+", metavar="FILE", help="files laid over config.yaml")
         if operation == "merge":
             job.add_argument("out", metavar="OUT", nargs="?", type=Path, help="the folder to write")
             job.add_argument(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from strata import progress, store
-from strata.errors import NonDeterministic, StrataError, UsageError
+from strata.errors import ClusterError, NonDeterministic, StrataError, UsageError
 from strata.recipe import DETERMINISTIC
 
 if TYPE_CHECKING:
@@ -22,9 +22,26 @@ def do_job(options: argparse.Namespace) -> None:
 
         print(merge_file(Path(options.recipe), options.out, options.root, _files(options)))
         return
+    if options.operation == "screen" and (options.dry_run or not options.recipe.startswith("{")):
+        _tell_screen(options)
+        return
     from strata.operations import run
 
     run(options.root, options.operation, options.recipe, options.location, options.processes, options.nodes)
+
+
+def _tell_screen(options: argparse.Namespace) -> None:
+    from strata import status
+
+    screen = status.screen_of(_experiment(options), options.recipe)
+    if options.dry_run:
+        from strata.dry_run import dry_run
+
+        print(dry_run(screen))
+    else:
+        from strata.report.screened import told
+
+        print(told(options.root, screen))
 
 
 def _files(options: argparse.Namespace) -> list[str]:
@@ -71,13 +88,12 @@ def do_why(options: argparse.Namespace) -> None:
 
 
 def do_redo(options: argparse.Namespace) -> None:
-    from strata import status
-    from strata.errors import ClusterError
+    from strata import redo, status
     from strata.lease import at_work
     from strata.train.state import home
 
     experiment = _experiment(options)
-    status.variant_of(experiment, options.name)
+    jobs = redo.jobs_of(options.root, experiment, options.name)
     if options.root != Path("results"):
         raise UsageError(
             "redo builds in `results` alone",
@@ -92,30 +108,29 @@ def do_redo(options: argparse.Namespace) -> None:
             expected="no lock", got="a lock",
             todo="wait for it, or run `snakemake --unlock`",
         )  # fmt: skip
-    jobs = status.results_of(experiment.variants[options.name])
-    begun = home(options.root, jobs[0].id).exists() or status.outdated(options.root, experiment.variants[options.name])
+    begun = any(home(options.root, job.id).exists() for job in jobs)
     if not begun and all(status.state(options.root, job) == "missing" for job in jobs):
         raise UsageError(
             "nothing to redo: it has not been built",
             where=options.root,
-            expected="a variant that is built, at least in part",
+            expected="a variant or a screen that is built, at least in part",
             got=options.name,
             todo="build it with snakemake, see the README",
         )
     if busy := sorted(at_work(options.root).keys() & {job.id for job in jobs}):
         raise ClusterError(
-            "a process is at work on this variant", where=options.root / "leases", expected="none",
+            f"a process is at work on {options.name}", where=options.root / "leases", expected="none",
             got=", ".join(busy), todo="let it end, or end it (`strata store roots` tells of it), and run again",
         )  # fmt: skip
-    moved = status.reject_variant(options.root, experiment, options.name, "strata redo")
+    moved = redo.reject(options.root, experiment, options.name, "strata redo")
     snakefile = str(Path(__file__).parents[2] / "Snakefile")
-    goal = str(options.root / "variants" / f"{options.name}.json")
+    goals = redo.goals_of(options.root, experiment, options.name)
     files = ["--configfile", *options.configfile] if options.configfile else []
-    code = _run_to_its_end([sys.executable, "-m", "snakemake", "-s", snakefile, "--cores", "all", goal, *files])
+    code = _run_to_its_end([sys.executable, "-m", "snakemake", "-s", snakefile, "--cores", "all", *goals, *files])
     if code:
-        back = status.restore_variant(options.root, moved)
+        back = redo.restore(options.root, moved)
         raise UsageError(
-            "the rebuild failed", where=goal, expected="exit code 0", got=f"snakemake exited with {code}",
+            "the rebuild failed", where=", ".join(goals), expected="exit code 0", got=f"snakemake exited with {code}",
             todo=f"see its messages above. As before: {', '.join(back) or 'nothing'}; the rest: results/quarantine",
         )  # fmt: skip
     for line in _compared(options.root, moved):
@@ -129,10 +144,11 @@ def _compared(root: Path, moved: Mapping[str, tuple[Path, str]]) -> Iterator[str
         NonDeterministic: one has not that must have, as what it is made from has.
     """
     other: set[str] = set()
-    for id, (_, before) in moved.items():
+    for id, (place, before) in moved.items():
         made = store.require(root, id)
         if made.digest != before:
-            follows = other.intersection((*made.recipe.parents, *made.recipe.sources))
+            of_other = other.intersection((*made.recipe.parents, *made.recipe.sources))
+            follows = of_other or _made_from(made.path) != _made_from(place)
             if made.recipe.operation in DETERMINISTIC and not follows:
                 raise NonDeterministic(
                     "one recipe gave two contents", where=id, expected=f"digest {before}", got=made.digest,
@@ -140,6 +156,14 @@ def _compared(root: Path, moved: Mapping[str, tuple[Path, str]]) -> Iterator[str
                 )  # fmt: skip
             other.add(id)
         yield f"{id}: {'OTHER CONTENT than before' if id in other else 'the same content as before'}"
+
+
+def _made_from(place: Path) -> dict[str, str]:
+    """The contents that an object was made from, where it tells them: a screen that was lost may rank otherwise now."""
+    from strata.jsonfile import read_object
+
+    file = place / "manifest.json"
+    return dict(read_object(file)["facts"].get("made_from", {})) if file.exists() else {}
 
 
 def _run_to_its_end(command: list[str]) -> int:
@@ -163,8 +187,10 @@ def do_verify(options: argparse.Namespace) -> None:
 
         print(page.verify_scores(options.root, experiment))
         return
-    jobs = [job.id for variant in experiment.variants.values() for job in status.needed(experiment, variant)]
-    _say_verified(options.root, dict.fromkeys(jobs))
+    jobs = [job for variant in experiment.variants.values() for job in status.needed(experiment, variant)]
+    screens = [job for screen in experiment.screens.values() for job in screen.rankings]
+    jobs += status.with_inputs(experiment, screens)
+    _say_verified(options.root, dict.fromkeys(job.id for job in jobs))
 
 
 def _say_verified(root: Path, ids: Iterable[str]) -> None:

@@ -17,6 +17,7 @@ from strata.document import Document, overlay, read
 from strata.errors import ConfigError
 from strata.plan import MAX_LAYERS
 from strata.schema import Device, Dtype, Model, Name, Sha256, by_key, validate
+from strata.screening import Screen
 from strata.surgery import Merge
 from strata.training import Dpo, Pretrain, Sft
 
@@ -249,6 +250,9 @@ class Config(Model):
     )
     sources: dict[Name, AnySource] = Field(description="pinned inputs, by name")
     variants: dict[Name, AnyVariant] = Field(min_length=1, description="rows of the result table, by name")
+    screens: dict[Name, Screen] = Field(
+        default={}, description="searches for the best plan, by name; `merge: {method: screened, ...}` builds what won"
+    )
     suites: list[str] = Field(
         default=["quick"],
         description="evaluation suites: names in workflow/suites, or paths of .yaml files from the working directory",

@@ -15,16 +15,17 @@ from typing import Any
 from strata import config as schema
 from strata import plan as plans
 from strata import suite as suites
+from strata import surgery
 from strata.document import Document, Key
-from strata.errors import ConfigError, PlanError, SourceError
+from strata.errors import ConfigError, SourceError
 from strata.job import Job
-from strata.lineage import Lineage, merged
-from strata.methods import check_least, make_plan
-from strata.plan import Plan
+from strata.lineage import Lineage
+from strata.merges import merged_variant
 from strata.recipe import Recipe
 from strata.schema import Device
-from strata.stages import Setting, trained_variant
-from strata.surgery import Calibration, Prune
+from strata.screens import ScreenJobs, screened, screened_variant
+from strata.setting import Place, Setting
+from strata.stages import trained_variant
 from strata.tasks import taskfiles
 from strata.variant import Variant
 
@@ -39,6 +40,7 @@ class Experiment:
     suites: tuple[suites.Suite, ...]
     sources: dict[str, Job]
     variants: dict[str, Variant]
+    screens: dict[str, ScreenJobs]
     jobs: dict[str, Job]
 
 
@@ -81,9 +83,10 @@ def resolve(config: schema.Config, document: Document) -> Experiment:
         tests += [_test(suite, group, data, code, config.device) for group in suite.groups]
     setting = Setting(config.device, document, sources, tested)
     variants: dict[str, Variant] = {}
+    screens: dict[str, ScreenJobs] = {}
     encoded: dict[str, tuple[Job, ...]] = {}
     for name in _parents_first(config, document):
-        made = _variant(config, name, setting, variants)
+        made = _variant(config, name, setting, variants, screens)
         tokenizer = made.lineage.tokenizer
         if tokenizer not in encoded:
             encoded[tokenizer] = tuple(Job(_encoding(test, tokenizer)) for test in tests)
@@ -100,8 +103,11 @@ def resolve(config: schema.Config, document: Document) -> Experiment:
         variants[name] = _with_ggufs(made, config.variants[name].gguf, document)
     variants = {name: variants[name] for name in config.variants}
     _check_places(variants, document)
-    every = [*fetched, *(job for v in variants.values() for job in v.jobs)]
-    return Experiment(config.device, tuple(s for s, _ in loaded), sources, variants, {job.id: job for job in every})
+    screens = {name: _screen(config, name, setting, variants, screens) for name in config.screens}
+    made_of = [job for screen in screens.values() for job in screen.jobs]
+    every = [*fetched, *made_of, *(job for variant in variants.values() for job in variant.jobs)]
+    jobs = {job.id: job for job in every}
+    return Experiment(config.device, tuple(s for s, _ in loaded), sources, variants, screens, jobs)
 
 
 def fetch_job(source: schema.Source, document: Document, key: Key, code: bool = False) -> Job:
@@ -166,7 +172,7 @@ def _with_ggufs(made: Variant, types: Sequence[str], document: Document) -> Vari
     """The variant with the jobs of its files for llama.cpp: one is written, the others are made from that one."""
     if not types:
         return made
-    place, shape = ("variants", made.name, "gguf"), _shape(made.job)
+    place, shape = ("variants", made.name, "gguf"), made.job.model
     if shape.family not in LLAMAS:
         raise ConfigError(
             "no GGUF is written of this family", where=document.where(place), expected=" or ".join(LLAMAS),
@@ -209,6 +215,10 @@ def _waits_for(config: schema.Config, name: str) -> dict[str, Key]:
     """The variants that must be resolved before this one, and where it names them."""
     variant = config.variants[name]
     names: dict[str, Key] = {parent: ("variants", name, "parent") for parent in variant.parent_names}
+    if isinstance(variant, schema.MergeVariant) and isinstance(variant.merge, surgery.Screened):
+        screen = config.screens.get(variant.merge.screen)
+        if screen:  # one that is not there is told when the variant is resolved
+            names.setdefault(screen.parent, ("screens", variant.merge.screen, "parent"))
     if isinstance(variant, schema.PretrainVariant) and variant.pretrain.stop:
         names.setdefault(variant.pretrain.stop.recovered, ("variants", name, "pretrain", "stop", "recovered"))
     return names
@@ -259,96 +269,48 @@ def _cycle(config: schema.Config, document: Document, names: list[str]) -> Confi
     )  # fmt: skip
 
 
-def _variant(config: schema.Config, name: str, setting: Setting, done: dict[str, Variant]) -> Variant:
+def _screen(
+    config: schema.Config, name: str, setting: Setting, done: dict[str, Variant], screens: dict[str, ScreenJobs]
+) -> ScreenJobs:
+    """A screen, resolved once."""
+    screen = config.screens[name]
+    if name in config.variants:
+        expected = "another name: `strata redo` takes both"
+        raise Place(setting.document, ("screens", name)).error("a variant is called so", expected=expected, got=name)
+    if screen.parent not in done:
+        raise Place(setting.document, ("screens", name)).error(
+            "no such variant", "parent", expected=", ".join(list(config.variants)[:20]), got=screen.parent
+        )
+    if name not in screens:
+        screens[name] = screened(setting, name, screen, done[screen.parent])
+    return screens[name]
+
+
+def _variant(
+    config: schema.Config, name: str, setting: Setting, done: dict[str, Variant], screens: dict[str, ScreenJobs]
+) -> Variant:
     """A variant, still without its evaluations."""
     variant = config.variants[name]
     if isinstance(variant, schema.InitVariant):
         return _init(name, variant.init, setting)
+    if isinstance(variant, schema.MergeVariant) and isinstance(variant.merge, surgery.Screened):
+        if variant.merge.screen not in config.screens:
+            place = Place(setting.document, ("variants", name, "merge"))
+            raise place.error("no such screen", "screen", expected=", ".join(config.screens), got=variant.merge.screen)
+        made = _screen(config, variant.merge.screen, setting, done, screens)
+        return screened_variant(setting, name, variant.merge, done[variant.parent_names[0]], made)
     if isinstance(variant, schema.MergeVariant):
-        return _merge(name, variant, setting, [done[parent] for parent in variant.parent_names])
+        return merged_variant(setting, name, variant, [done[parent] for parent in variant.parent_names])
     stop = variant.pretrain.stop if isinstance(variant, schema.PretrainVariant) else None
     recovered = done[stop.recovered] if stop else None
     return trained_variant(setting, name, variant.training, done[variant.parent], recovered)
 
 
-def _merge(name: str, variant: schema.MergeVariant, setting: Setting, parents: Sequence[Variant]) -> Variant:
-    """A merge, whose plan an analysis may have to decide."""
-    document, key, jobs = setting.document, ("variants", name), [parent.job for parent in parents]
-    shapes = [_shape(job) for job in jobs]
-    _check_alike(shapes, variant, document.where((*key, "merge")))
-    try:
-        parameters = variant.merge.normal(variant.parent_names)
-        if all(shape.dtype == parameters.get("dtype") for shape in shapes):
-            del parameters["dtype"]  # what it would be anyway is no other recipe
-        analyses: tuple[Job, ...] = ()
-        plan = None
-        if isinstance(variant.merge, Prune) and variant.merge.least and variant.merge.calibration:
-            check_least(shapes[0].layers, variant.merge.least)
-            layers = shapes[0].layers - variant.merge.least
-            analyses = (_analysis(variant.merge.calibration, jobs[0], setting, key),)
-        else:
-            plan = make_plan(parameters, [shape.layers for shape in shapes])
-            layers = len(plan.layers)
-            if len(parents) > 1:  # the only parent is always used; a sweep has thousands
-                _check_used(plan, variant.parent_names)
-    except PlanError as error:
-        raise error.at(document.where((*key, "merge", *error.entry))) from None
-    recipe = Recipe("merge", parameters, tuple(job.id for job in jobs), tuple(job.id for job in analyses))
-    shape = shapes[plan.embed_from.sources[0][0] if plan else 0].deep(layers)
-    job = Job(recipe, shape.cast(parameters["dtype"]) if "dtype" in parameters else shape)
-    lineage = merged(plan, [parent.lineage for parent in parents])
-    return Variant(name, variant.parent_names, job, plan, lineage, analyses)
-
-
-def _check_used(plan: Plan, names: Sequence[str]) -> None:
-    """Raise PlanError for a parent that lends nothing: it would be built, and be part of the recipe, for nothing."""
-    used = {parent for layer in (*plan.layers, *plan.outside.values()) for parent, _ in layer.sources}
-    idle = [name for number, name in enumerate(names) if number not in used]
-    if idle:
-        raise PlanError("a parent lends nothing", (), expected="parents that the merge names", got=", ".join(idle))
-
-
-def _shape(job: Job) -> schema.Shape:
-    assert job.shape is not None  # every checkpoint has one: init refuses a source without
-    return job.shape
-
-
-def _check_alike(shapes: Sequence[schema.Shape], variant: schema.MergeVariant, where: str) -> None:
-    """Raise ConfigError for parents that cannot be put together, as far as their shapes tell; merge sees the rest."""
-    keys = ["family", "vocabulary", "hidden"] + ["dtype"] * (variant.merge.dtype is None)
-    is_blend = variant.merge.method in ("linear", "slerp")
-    keys += ["layers"] * is_blend + ["parameters"] * (is_blend and all(shape.outside is not None for shape in shapes))
-    for key in keys:
-        values = [getattr(shape, key) for shape in shapes]
-        if len(set(values) - {None}) > 1:
-            told = ", ".join(f"{name} {value}" for name, value in zip(variant.parent_names, values, strict=True))
-            todo = "say which the result shall have: `dtype: bfloat16`" if key == "dtype" else ""
-            raise ConfigError(f"the parents differ in {key}", where=where, expected="one", got=told, todo=todo)
-
-
-def _analysis(calibration: Calibration, parent: Job, setting: Setting, key: Key) -> Job:
-    """The job that measures the layers of a parent."""
-    where = setting.document.where((*key, "merge", "calibration", "source"))
-    text = _source(calibration.source, setting, where)
-    if text.shape is not None:
-        raise ConfigError(
-            f"`{calibration.source}` is a model, not a text",
-            where=where,
-            expected="a source of texts",
-            got="a source with a shape",
-        )
-    parameters = calibration.model_dump(exclude={"source"}) | {"device": setting.device}
-    return Job(Recipe("analyze", parameters, (parent.id,), (text.id,)), parent.shape)
-
-
-def _source(name: str, setting: Setting, where: str) -> Job:
-    if name not in setting.sources:
-        raise ConfigError("no such source", where=where, expected=", ".join(setting.sources), got=name)
-    return setting.sources[name]
-
-
 def _init(name: str, init: schema.Init, setting: Setting) -> Variant:
-    source = _source(init.source, setting, setting.document.where(("variants", name, "init", "source")))
+    place = Place(setting.document, ("variants", name, "init"))
+    source = setting.sources.get(init.source)
+    if source is None:
+        raise place.error("no such source", "source", expected=", ".join(setting.sources), got=init.source)
     if source.shape is None:
         raise SourceError(
             f"`{init.source}` has no shape",

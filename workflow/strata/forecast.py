@@ -78,7 +78,7 @@ def _layers(plan: Plan | None, train: str | list[int], count: int) -> str:
     if train == "all":
         return f"all {count} layers and what is outside them"
     if plan is None:
-        return f"{_named(train)}, known once an analysis has run"
+        return f"{_named(train)}, known once the plan of its parent is"
     layers = layers_that_train(plan, train)
     norms = " and every norm" if train == "new+norms" else ""
     kind = "inserted " if set(layers) == set(inserted(plan)) else ""

@@ -27,5 +27,11 @@ class Job:
     trained: int | None = None
 
     @property
+    def model(self) -> Shape:
+        """The shape of the checkpoint that it makes or reads. Each has one: init refuses a source without."""
+        assert self.shape is not None
+        return self.shape
+
+    @property
     def id(self) -> str:
         return self.recipe.id

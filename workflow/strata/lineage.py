@@ -13,7 +13,7 @@ from strata.recipe import Recipe
 class Lineage:
     """What a variant hands down.
 
-    plan: the layer plan that its manifest will have, its last merge's; None where an analysis decides it
+    plan: the layer plan that its manifest will have, its last merge's; None where what is measured decides it
     tokenizer: id of the `init` checkpoint whose tokenizer it carries
     template: of the chats it was tuned on last; `own` where it still has the tokenizer's
     learnt: sorted ids of the tokens that it or an ancestor was trained on

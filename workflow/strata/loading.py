@@ -114,6 +114,10 @@ def check_loaded(checkpoint: Object, model: Any) -> None:
 
 
 def decoder_layers(model: Any) -> Any:
-    """The layers of a causal model, from first to last: `h` is GPT-2's name for them."""
-    base = model.base_model
-    return base.layers if hasattr(base, "layers") else base.h
+    """The layers of a causal model, from first to last."""
+    return getattr(model.base_model, layers_name(model))
+
+
+def layers_name(model: Any) -> str:
+    """What they are called in the model: `h` is GPT-2's name for them."""
+    return "layers" if hasattr(model.base_model, "layers") else "h"

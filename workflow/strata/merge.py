@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from strata import store
-from strata.checkpoint import copy_tokenizer, finish, open_checkpoint
+from strata.checkpoint import Checkpoint, copy_tokenizer, finish, open_checkpoint
 from strata.errors import StoreError
 from strata.importance import least_important, read_importance
 from strata.methods import make_plan
+from strata.plan import Plan, copies
 from strata.recipe import Recipe
 from strata.restack import draft, write
+from strata.screen.tried import ranked_plan
 from strata.store import Built, Object
 
 
@@ -30,11 +33,9 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
     found = [store.require(root, id) for id in recipe.parents]
     analyses = [store.require(root, id) for id in recipe.sources]
     parents = [open_checkpoint(parent) for parent in found]
-    dropped = None
     if analyses:
         _check_measured(analyses[0], found[0])
-        dropped = least_important(read_importance(analyses[0]), recipe.parameters["least"], recipe.parameters["by"])
-    plan = make_plan(recipe.parameters, [parent.layers for parent in parents], dropped)
+    plan = _plan(recipe.parameters, parents, analyses)
     made = draft(plan, parents, recipe.parameters.get("dtype"))
     sha256, rounding = write(folder, made, "merge")
     copy_tokenizer(parents[made.lender], folder)
@@ -43,11 +44,21 @@ def _build(root: Path, recipe: Recipe, folder: Path) -> Built:
     return Built(built.files, built.digest, built.facts | extra)
 
 
+def _plan(parameters: dict[str, Any], parents: Sequence[Checkpoint], analyses: Sequence[Object]) -> Plan:
+    """The plan that the parameters make, or that a screen or a race has found."""
+    if parameters["method"] == "screened":
+        return copies(ranked_plan(analyses[0], parameters["depth"], parameters["rank"]))
+    dropped = None
+    if analyses:
+        dropped = least_important(read_importance(analyses[0]), parameters["least"], parameters["by"])
+    return make_plan(parameters, [parent.layers for parent in parents], dropped)
+
+
 def _check_measured(analysis: Object, parent: Object) -> None:
     """Raise StoreError for an analysis of other weights: a trained parent may have been built anew."""
     if analysis.facts["checkpoint_digest"] != parent.digest:
         raise StoreError(
-            "the analysis was made of other weights than the parent has now",
+            "what was measured was measured of other weights than the parent has now",
             where=analysis.path,
             expected=f"content digest {parent.digest}",
             got=analysis.facts["checkpoint_digest"],

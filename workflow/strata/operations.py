@@ -57,6 +57,14 @@ def _run(root: Path, recipe: Recipe, location: str, processes: int, nodes: int) 
             from strata.analyze import analyze
 
             analyze(root, recipe)
+        case "screen":
+            from strata.screen.operation import screen
+
+            screen(root, recipe)
+        case "race":
+            from strata.screen.race import race
+
+            race(root, recipe)
         case "merge":
             from strata.merge import merge
 

@@ -19,6 +19,8 @@ KINDS = {
     "fetch": "sources",
     "init": "checkpoints",
     "analyze": "analyses",
+    "screen": "screens",
+    "race": "screens",
     "merge": "checkpoints",
     "tokenize": "tokens",
     "reference": "references",

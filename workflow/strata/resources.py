@@ -17,6 +17,8 @@ LIBRARIES_MB = {
     "fetch": 500,
     "init": 2_500,
     "analyze": 2_500,
+    "screen": 5_000,
+    "race": 5_000,
     "merge": 900,
     "tokenize": 3_000,
     "reference": 3_000,
@@ -27,7 +29,7 @@ LIBRARIES_MB = {
     "quantize": 2_000,
 }  # resident before a weight is read
 MINUTES = {
-    "fetch": 120, "init": 20, "analyze": 30, "merge": 20, "tokenize": 120, "reference": 30,
+    "fetch": 120, "init": 20, "analyze": 30, "screen": 30, "race": 30, "merge": 20, "tokenize": 120, "reference": 30,
     **dict.fromkeys(TRAINING, 30), "encode": 40, "evaluate": 20,
     "gguf": 20, "quantize": 20,
 }  # fmt: skip
@@ -66,10 +68,10 @@ def request(job: Job, attempt: int = 1) -> Request:
     """What to ask for. Memory, time and disk grow by half of the first request with every further attempt."""
     operation, parameters = job.recipe.operation, job.recipe.parameters
     size_mb = job.shape.bytes // MB if job.shape else 0
-    uses_model = operation in ("analyze", "reference", "evaluate", *TRAINING)
-    minutes = MINUTES[operation] + _task_minutes(job, size_mb) + _training_minutes(job)
+    uses_model = operation in ("analyze", "screen", "race", "reference", "evaluate", *TRAINING)
+    minutes = MINUTES[operation] + _task_minutes(job, size_mb) + _training_minutes(job) + _screen_minutes(job)
     growth = 1 + 0.5 * (attempt - 1)
-    longest = DAY if operation in (*TRAINING, "evaluate") else NEVER
+    longest = DAY if operation in (*TRAINING, "screen", "evaluate") else NEVER
     return Request(
         threads=1 if _is_brief(job, size_mb) else THREADS.get(operation, 4) * job.processes,
         mem_mb=round((LIBRARIES_MB[operation] * job.processes // job.nodes + _weights_mb(job)) * growth),
@@ -161,11 +163,23 @@ def _training_minutes(job: Job) -> int:
     return round(operations / SPEED[parameters["device"]] / job.processes / 60)
 
 
+def _screen_minutes(job: Job) -> int:
+    """A forward pass for each plan on the selection text, of models that are as deep as the deepest."""
+    parameters, shape = job.recipe.parameters, job.shape
+    if job.recipe.operation != "screen" or shape is None:
+        return 0
+    text, budget = parameters["selection"], parameters["budget"]
+    size = shape.deep(max(parameters["depths"])).parameters
+    tokens = budget["plans"] * text["documents"] * text["tokens"]
+    minutes = round(2 * size * tokens / SPEED[parameters["device"]] / 60)
+    return int(min(minutes, budget.get("minutes", minutes)))
+
+
 def _disk_mb(job: Job, size_mb: int) -> int:
     """A checkpoint is written once; of snapshots, with masters and averages, two stand while one takes over."""
     if job.recipe.operation in TRAINING:
         trained = job.trained or (job.shape.parameters if job.shape else 0)
         return 1_000 + round(1.1 * size_mb) + 3 * 12 * trained // MB
-    if job.recipe.operation in ("analyze", "reference", "encode", "evaluate"):
+    if job.recipe.operation in ("analyze", "screen", "race", "reference", "encode", "evaluate"):
         return 1_000
     return 4_000 if job.recipe.operation == "tokenize" else 100 + round(1.1 * size_mb)

@@ -5,18 +5,16 @@ Pure, as `experiment` is. Whatever would be wrong with a run and can be known be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 from strata.config import Shape
-from strata.document import Document, Key
-from strata.errors import ConfigError
+from strata.document import Key
 from strata.job import Job
 from strata.lineage import Lineage, taught
 from strata.plan import Plan, classes, identity, layers_that_train
 from strata.recipe import Recipe
-from strata.schema import Device
+from strata.setting import Place, Setting, data_of
 from strata.training import Dpo, Heldout, Pretrain, Rows, Sft
 from strata.variant import Variant
 
@@ -24,44 +22,20 @@ Training = Pretrain | Sft | Dpo
 FORMATS = {"pretrain": "text", "sft": "instructions", "dpo": "preferences"}
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What the stages of a config have in common. `tested`: id of a fetched source -> the suite that it belongs to."""
-
-    device: Device
-    document: Document
-    sources: Mapping[str, Job]
-    tested: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where in a config a stage stands."""
-
-    document: Document
-    key: Key
-
-    def error(
-        self, what: str, *entry: str | int, expected: object = "", got: object = "", todo: str = ""
-    ) -> ConfigError:
-        where = self.document.where((*self.key, *entry))
-        return ConfigError(what, where=where, expected=expected, got=got, todo=todo)
-
-
 def trained_variant(
-    setting: Setting, name: str, training: Training, parent: Variant, recovered: Variant | None
+    setting: Setting, name: str, training: Training, parent: Variant, recovered: Variant | None, key: Key = ()
 ) -> Variant:
     """A variant that trains, with the jobs that prepare it.
 
     Args:
         recovered: the variant that `stop` names.
+        key: where the config says it; by default, in the variant of that name.
 
     Raises:
         ConfigError: numbers that do not fit each other, data that cannot be used, layers that are not there.
     """
-    place = Place(setting.document, ("variants", name, training.operation))
-    shape, plan = parent.job.shape, parent.lineage.plan
-    assert shape is not None  # every checkpoint has one: init refuses a source without
+    place = Place(setting.document, key or ("variants", name, training.operation))
+    shape, plan = parent.job.model, parent.lineage.plan
     _check_numbers(training, place)
     _check_layers(training, plan, shape.layers, place)
     parameters = training.normal(setting.device)
@@ -222,7 +196,7 @@ def _data(setting: Setting, training: Training, lineage: Lineage, place: Place) 
     parts: list[tuple[Job, float]] = []
     seen: dict[str, str] = {}
     for entry, name, weight, rows in _entries(training):
-        source = _source(setting, name, place, entry)
+        source = data_of(setting, name, place, *entry)
         if source.id in setting.tested:
             raise place.error(
                 f"`{name}` is what the suite {setting.tested[source.id]} is scored on", *entry,
@@ -243,20 +217,12 @@ def _data(setting: Setting, training: Training, lineage: Lineage, place: Place) 
 
 def _heldout(setting: Setting, training: Training, heldout: Heldout, lineage: Lineage, place: Place) -> Job:
     """The tokens of the held-out text. A suite's documents may be held out: no step learns from them."""
-    source = _source(setting, heldout.source, place, ("heldout", "source"))
+    source = data_of(setting, heldout.source, place, "heldout", "source")
     if source.id in {setting.sources[name].id for _, name, _, _ in _entries(training)}:
         raise place.error(f"`{heldout.source}` is held out, and trained on", "heldout", "source")
     if source.id in lineage.sources:
         raise place.error(f"`{heldout.source}` is held out, and an ancestor has learnt from it", "heldout", "source")
     return _tokens(training, lineage, source, None)
-
-
-def _source(setting: Setting, name: str, place: Place, entry: tuple[str | int, ...]) -> Job:
-    if name not in setting.sources:
-        raise place.error("no such source", *entry, expected=", ".join(setting.sources), got=name)
-    if setting.sources[name].shape is not None:
-        raise place.error(f"`{name}` is a model, not data", *entry, expected="a source without a shape")
-    return setting.sources[name]
 
 
 def _template(training: Training, lineage: Lineage) -> str | None:

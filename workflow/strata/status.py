@@ -1,14 +1,13 @@
-"""What is there and what would run: `strata ls`, `show`, `why` and `redo`. Text for people."""
+"""What is there and what would run: `strata ls`, `show`, `plan` and `why`. Text for people."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import math
-import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from strata import forecast, links, receipts, store
 from strata.checkpoint import open_checkpoint
@@ -17,23 +16,35 @@ from strata.experiment import Experiment
 from strata.job import Job
 from strata.outline import outline
 from strata.plan import Plan
-from strata.recipe import TRAINING, Recipe
+from strata.recipe import TRAINING, Recipe, kind_of
 from strata.restack import draft
+from strata.screens import ScreenJobs
 from strata.store import Object
 from strata.train import snapshots
 from strata.train.state import home
 from strata.variant import Variant
 
+Found = TypeVar("Found")
+
 
 def variant_of(experiment: Experiment, name: str) -> Variant:
     """The variant with this name. Raises UsageError with the nearest one."""
-    if name in experiment.variants:
-        return experiment.variants[name]
-    near = difflib.get_close_matches(name, experiment.variants, n=1)
+    return _named_so(experiment.variants, "variant", name)
+
+
+def screen_of(experiment: Experiment, name: str) -> ScreenJobs:
+    """The screen with this name. Raises UsageError with the nearest one."""
+    return _named_so(experiment.screens, "screen", name)
+
+
+def _named_so(known: Mapping[str, Found], what: str, name: str) -> Found:
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
     raise UsageError(
-        "no such variant",
-        where="the config's `variants`",
-        expected=", ".join(experiment.variants),
+        f"no such {what}",
+        where=f"the config's `{what}s`",
+        expected=", ".join(known) or f"a config with {what}s",
         got=name,
         todo=f"did you mean {near[0]}?" if near else "see `strata ls`",
     )
@@ -48,6 +59,11 @@ def base_of(experiment: Experiment, name: str) -> str:
 
 def needed(experiment: Experiment, variant: Variant) -> list[Job]:
     """Every job that a variant rests on, inputs first, each once: sources, ancestors, itself, its evaluations."""
+    return with_inputs(experiment, (variant.job, *variant.evaluations, *variant.ggufs))
+
+
+def with_inputs(experiment: Experiment, wanted: Iterable[Job]) -> list[Job]:
+    """These jobs and all that they rest on, inputs first, each once."""
     jobs: dict[str, Job] = {}
 
     def add(job: Job) -> None:
@@ -56,7 +72,7 @@ def needed(experiment: Experiment, variant: Variant) -> list[Job]:
                 add(experiment.jobs[id])
             jobs[job.id] = job
 
-    for job in (variant.job, *variant.evaluations, *variant.ggufs):
+    for job in wanted:
         add(job)
     return list(jobs.values())
 
@@ -90,6 +106,15 @@ def listing(root: Path, experiment: Experiment) -> str:
             step = stopped_at(root, variant.job.id)
             progress = states[0] + (f", stopped at step {step:,}" if step else "")
         rows.append((variant.name, str(shape.layers if shape else "?"), summary(variant), variant.job.id, progress))
+    for screen in experiment.screens.values():
+        states = [state(root, job) for job in screen.rankings]
+        progress = states[0]
+        if screen.rounds:
+            progress += f", {states[1:].count('done')} of {len(screen.rounds)} rounds"
+        parameters = screen.job.recipe.parameters
+        depths = ", ".join(map(str, parameters["depths"]))
+        made_by = f"{screen.parent.name}: screen, at most {parameters['budget']['plans']:,} plans"
+        rows.append((screen.name, depths, made_by, screen.job.id, progress))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -106,10 +131,12 @@ def summary(variant: Variant) -> str:
         return f"{parents}: {forecast.summary(variant)}"
     method = parameters["method"]
     told = {key: value for key, value in parameters.items() if not key.endswith(("method", "_from"))}
+    if told.get("rank") == 1:
+        del told["rank"]  # of a screen's plans the best
     if method == "slices" and len(variant.parents) == 1:
         told["slices"] = [[start, stop] for _, start, stop in told["slices"]]
     rest = [f"{key} {_short(value)}".removeprefix(f"{method} ") for key, value in told.items()]
-    measured = (job.recipe.parameters for job in variant.preparations)
+    measured = (job.recipe.parameters for job in variant.preparations if job.recipe.operation == "analyze")
     rest += [f"({on['documents']} documents, {on['tokens']} tokens)" for on in measured]
     return f"{parents}: {' '.join([method, *rest])}"
 
@@ -133,7 +160,9 @@ def description(root: Path, experiment: Experiment, name: str) -> str:
     plan = Plan.from_json(found.facts["plan"]) if found and not trains else variant.plan
     names = variant.parents or ("its source",)
     told = (
-        outline(plan, names) if plan else [f"{_layers(variant)} of {names[0]}, chosen by an analysis that has not run"]
+        outline(plan, names)
+        if plan
+        else [f"{_layers(variant)} of {names[0]}, chosen by a measurement that has not been made"]
     )
     lines += [f"{'layers' if not number else '':<12}{line}" for number, line in enumerate(told)]
     if found:
@@ -186,7 +215,8 @@ def planned(root: Path, experiment: Experiment, name: str) -> str:
     assert shape is not None
     lines = [f"{name}: {summary(variant)}", f"{shape.layers} layers"]
     if variant.plan is None:
-        lines += ["  which ones is decided by:", *(f"  {job.id}  {state(root, job)}" for job in variant.preparations)]
+        deciding = [job for job in variant.preparations if kind_of(job.id) in ("analyses", "screens")]
+        lines += ["  which ones is decided by:", *(f"  {job.id}  {state(root, job)}" for job in deciding)]
         built = store.find(root, variant.job.id)
         plan = Plan.from_json(built.facts["plan"]) if built else None
     else:
@@ -267,62 +297,3 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     if isinstance(value, dict):
         return {k: v for key, item in value.items() for k, v in _flat(item, f"{path}.{key}".lstrip(".")).items()}
     return {path: value}
-
-
-def results_of(variant: Variant) -> tuple[Job, ...]:
-    """What is the variant's own, and built again when it is: its checkpoint, then what is made from that."""
-    conversion = (variant.conversion,) if variant.conversion else ()
-    return tuple(dict.fromkeys((variant.job, *variant.evaluations, *conversion, *variant.ggufs)))
-
-
-def outdated(root: Path, variant: Variant) -> list[Job]:
-    """The analysis and the reference of a variant that were measured on other weights than its parent has now."""
-    measured = []
-    for job in variant.preparations:
-        try:
-            found = store.find(root, job.id) if job.recipe.operation in ("analyze", "reference") else None
-            parent = store.find(root, job.recipe.parents[0]) if found else None
-        except StoreError:
-            continue  # what is damaged is built again anyway
-        if found and parent and found.facts["checkpoint_digest"] != parent.digest:
-            measured.append(job)
-    return measured
-
-
-def reject_variant(root: Path, experiment: Experiment, name: str, reason: str) -> dict[str, tuple[Path, str]]:
-    """Move a variant's checkpoint and evaluations to quarantine, and the state of its training.
-
-    What was measured of other weights than its parent has now goes with them: the variant could not be built again.
-    Returns id -> (where it went, content digest) of those that were whole.
-    """
-    moved = {}
-    variant = variant_of(experiment, name)
-    for job in (*outdated(root, variant), *results_of(variant)):
-        try:
-            found = store.find(root, job.id)
-        except StoreError:
-            found = None
-        place = store.reject(root, job.id, reason)
-        if place and found:
-            moved[job.id] = (place, found.digest)
-    state = home(root, variant.job.id)
-    if state.exists():
-        place = root / "quarantine" / f"training-{variant.job.id}.{secrets.token_hex(4)}"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        state.rename(place)
-    (root / links.FOLDER / f"{name}.json").unlink(missing_ok=True)
-    return moved
-
-
-def restore_variant(root: Path, moved: Mapping[str, tuple[Path, str]]) -> list[str]:
-    """Bring back what `reject_variant` has moved away, up to what was built anew meanwhile with other content: what
-    follows was made from the old. Returns what is as it was before."""
-    back = []
-    for id, (place, digest) in moved.items():
-        anew = store.find(root, id)
-        if anew is None:
-            store.restore(root, id, place)
-        elif anew.digest != digest:
-            break
-        back.append(id)
-    return back

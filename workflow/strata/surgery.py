@@ -259,8 +259,22 @@ class Slerp(Method):
         return self.model_dump(exclude_none=True, exclude={"t"}) | {"weights": list(shares)}
 
 
+class Screened(Method):
+    """The best plan that a screen has found: its layers are known when the screen, and its race if it has one, is."""
+
+    method: Literal["screened"]
+    screen: Name = Field(description="a name in `screens`, of the same parent")
+    depth: int = Field(gt=0, description="number of layers; one of the screen's `depths`")
+    rank: int = Field(default=1, gt=0, description="1 is the best: after the race of this depth, where there was one")
+
+    def normal(self, names: Sequence[str]) -> dict[str, Any]:
+        """Without the screen's name: its id is among the recipe's sources."""
+        return self.model_dump(exclude_none=True, exclude={"screen"})
+
+
 METHODS = (
     "dus", "interlocked", "repeat", "slices", "layers", "block_expansion", "prune", "compose", "linear", "slerp",
+    "screened",
 )  # fmt: skip
 Merge = Annotated[
     Annotated[Dus, Tag("@dus")]
@@ -272,7 +286,8 @@ Merge = Annotated[
     | Annotated[Prune, Tag("@prune")]
     | Annotated[Compose, Tag("@compose")]
     | Annotated[Linear, Tag("@linear")]
-    | Annotated[Slerp, Tag("@slerp")],
+    | Annotated[Slerp, Tag("@slerp")]
+    | Annotated[Screened, Tag("@screened")],
     by_key_value("method", *METHODS),
 ]
 

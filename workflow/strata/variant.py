@@ -15,10 +15,11 @@ class Variant:
     """A name for a checkpoint. `parents` are the names of those that it is made from.
 
     job: makes the checkpoint
-    plan: in layers of the parents; None where an analysis decides it, and the checkpoint's manifest has it then.
+    plan: in layers of the parents; None where what is measured decides it, and the checkpoint's manifest has it then.
         Training keeps every layer in its place
     lineage: what it hands down
-    preparations: what its job waits for beside its parents: an analysis, tokens, reference log-probabilities
+    preparations: what its job waits for beside its parents: an analysis, a screen with its race, tokens, reference
+        log-probabilities
     encodings: what the evaluations ask, as tokens of its tokenizer
     evaluations: score the checkpoint
     learns_from: the config's names for the sources of its training data

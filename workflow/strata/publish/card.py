@@ -25,7 +25,12 @@ from strata.store import Object, require
 from strata.variant import Variant
 
 DONE = {"pretrain": "continued pretraining", "sft": "instruction tuning", "dpo": "preference tuning"}
-MERGED = {"linear": "averaging models", "slerp": "interpolating models", "prune": "taking out layers"}
+MERGED = {
+    "linear": "averaging models",
+    "slerp": "interpolating models",
+    "prune": "taking out layers",
+    "screened": "re-stacking layers, as a screen found best",
+}
 
 
 def card(

@@ -19,6 +19,7 @@ from strata.modelfiles import find_model
 from strata.plan import Plan, identity
 from strata.publish.rebuild import composed, renumbered
 from strata.recipe import TRAINING
+from strata.screens import ScreenJobs
 from strata.sources import FILES, name_of
 from strata.variant import Variant
 
@@ -149,7 +150,16 @@ def own_config(experiment: Experiment, document: Document, name: str) -> str:
         for key, entry in value["variants"].items()
         if key in names
     }
+    if screens := {key: screen for key, screen in experiment.screens.items() if screen.job.id in jobs}:
+        own["screens"] = {
+            key: {word: part for word, part in value["screens"][key].items() if word != "race" or _raced(screen, jobs)}
+            for key, screen in screens.items()
+        }
     return str(yaml.dump(own, Dumper=_Plain, sort_keys=False, width=110, allow_unicode=True, default_flow_style=None))
+
+
+def _raced(screen: ScreenJobs, jobs: set[str]) -> bool:
+    return any(round.ranking.id in jobs for round in screen.rounds)
 
 
 class _Plain(yaml.SafeDumper):

@@ -154,10 +154,10 @@ def estimate(values: Floats, sizes: Floats, documents: list[str]) -> Estimate:
     """
     if (sizes == 1).all():
         return Estimate(float(values.mean()), _clustered_error(values, documents))
-    return Estimate(float(values.sum() / sizes.sum()), float(_resampled(values, sizes).std(ddof=1)))
+    return Estimate(float(values.sum() / sizes.sum()), float(resampled(values, sizes).std(ddof=1)))
 
 
-def _resampled(values: Floats, sizes: Floats) -> Floats:
+def resampled(values: Floats, sizes: Floats) -> Floats:
     """(R,) ratios of bootstrap samples of documents; the same draws for every model of a suite."""
     draws = np.random.Generator(np.random.PCG64(SEED)).integers(0, len(values), (RESAMPLES, len(values)))  # (R, D)
     return np.asarray(values[draws].sum(1) / sizes[draws].sum(1))
