@@ -291,7 +291,7 @@ def test_the_command_says_where_the_files_are(finished: Path) -> None:
 
 def test_without_a_suite_there_is_nothing_to_export(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no scores to export"):
-        write_exports(tmp_path, Experiment("cpu", (), {}, {}, {}))
+        write_exports(tmp_path, Experiment("cpu", (), {}, {}, {}, {}))
 
 
 VALIDATE = """\

@@ -225,7 +225,7 @@ def test_a_trained_variant_is_traced_once_although_its_manifest_has_its_parents_
         for name, (parents, operation, _) in made.items()
     }
     plans = {variants[name].job.id: made[name][2] for name in made}
-    found = Experiment("cpu", (), {}, variants, {})
+    found = Experiment("cpu", (), {}, variants, {}, {})
     known: dict[str, plan.Plan] = {}
     traced = tables.trace(lambda id: Object(id, ROOT, {"facts": {"plan": plans[id].to_json()}}), found, "twice", known)
     assert known["healed"] == known["dus"] == stacked

@@ -56,11 +56,23 @@ rule publish:
         "python -m strata publish {wildcards.name:q} --configfile {params.files:q} --log {log:q} && touch {output:q}"
 
 
+# The page of the screens, where the config has any.
+PAGES = {}
+if EXPERIMENT.screens:
+    PAGES["screens"] = report(
+        "results/report/screens.html",
+        caption="../report/screens.rst",
+        category="Report",
+        labels={"what": "the screens", "format": "HTML"},
+    )
+
+
 rule report:
     input:
         all_results(),
         all_published(),
     output:
+        **PAGES,
         csv=report(
             "results/report/scores.csv",
             caption="../report/table.rst",

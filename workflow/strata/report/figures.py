@@ -38,7 +38,7 @@ def layer_plans(rows: Sequence[tuple[str, Plan, tuple[int, ...]]], names: Sequen
             parts.append(Markup("<g><title>{}</title>").format(f"{name}: layer {position} is {_told(layer, names)}"))
             height = 20 / len(layer.sources)
             for band, (_, source) in enumerate(layer.sources):
-                parts.append(_RECT.format(left, y + 2 + band * height, width, height, _colour(source / max(last, 1))))
+                parts.append(_RECT.format(left, y + 2 + band * height, width, height, colour(source / max(last, 1))))
             if layer.transform == "zero":
                 parts.append(_RECT.format(left + width / 4, y + 7, width / 2, 10, "#fff"))
             parts.append(Markup("</g>"))
@@ -103,7 +103,7 @@ def round_numbers(low: float, high: float) -> list[float]:
     return [round(number * step, 12) for number in range(first, last + 1)]
 
 
-def _colour(place: float) -> str:
+def colour(place: float) -> str:
     """The colour at `place` in 0..1."""
     step = min(int(place * 4), 3)
     low, high, rest = _VIRIDIS[step], _VIRIDIS[step + 1], place * 4 - step
@@ -113,7 +113,7 @@ def _colour(place: float) -> str:
 def _colour_key(last: int, y: int) -> list[Markup]:
     steps = 40
     rect = Markup('<rect x="{:.1f}" y="{}" width="4.2" height="10" fill="{}"/>')
-    key = [rect.format(_LABEL + step * 4, y, _colour(step / (steps - 1))) for step in range(steps)]
+    key = [rect.format(_LABEL + step * 4, y, colour(step / (steps - 1))) for step in range(steps)]
     return [
         *key,
         text(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ from strata.report.formats import (
     to_tex,
     warnings,
 )
+from strata.report.html import render
 from strata.report.places import places
+from strata.report.screen_page import PAGE, screens_html
 from strata.report.table import Table, collect
 from strata.runs import Cost, cost
 from strata.score.statistics import score as score_of
@@ -47,17 +50,19 @@ def write_report(root: Path, experiment: Experiment, partial: bool = False) -> P
         EvaluationError: a score that belongs to other weights, or to other requests than its base's.
     """
     folder = root / "report" / "partial" if partial else root / "report"
-    for name, text in _files(root, collect(root, experiment, partial), experiment, folder).items():
+    for name, text in _files(root, collect(root, experiment, partial), experiment, folder, partial).items():
         write_atomically(folder / name, text.encode())
     return folder / "report.html"
 
 
-def _files(root: Path, table: Table, experiment: Experiment, folder: Path) -> dict[str, str]:
+def _files(root: Path, table: Table, experiment: Experiment, folder: Path, partial: bool = False) -> dict[str, str]:
+    screens = {PAGE: screens_html(root, experiment, partial)} if experiment.screens else {}
     return {
         "scores.csv": to_csv(table),
         "scores.md": to_markdown(table),
         "scores.tex": to_tex(table),
         "report.html": to_html(root, table, experiment, folder),
+        **screens,
     }
 
 
@@ -98,27 +103,24 @@ def _differs(what: str, where: Path, expected: object, got: object) -> Evaluatio
 
 def to_html(root: Path, table: Table, experiment: Experiment, folder: Path) -> str:
     """One page with the table and both figures, to lie in `folder`; nothing is loaded from elsewhere."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
     compared = [
         (row, column, score)
         for row in table.rows
         for column, score in zip(table.columns, row.scores, strict=True)
         if score.delta
     ]
-    environment.filters |= {
+    filters: dict[str, Callable[..., str]] = {
         "number": number, "millions": millions, "change": change, "difference": difference, "interval": interval,
         "points": points, "probability": probability, "duration": duration,
     }  # fmt: skip
     files = published.everything()
-    return environment.get_template("report.html").render(
+    return render(
+        "report.html",
+        filters,
         table=table,
         suites=experiment.suites,
         device=experiment.device,
+        screens=list(experiment.screens),
         reading=reading(table),
         warnings=warnings(table),
         compared=compared,
