@@ -44,7 +44,7 @@ llama: $(VENV)/llama  ## llama.cpp, built from source in some minutes: for GGUF 
 peer: $(PEER)/installed  ## the environment of mergekit, to compare with
 
 test: $(VENV)/installed  ## the test suite, some twenty minutes on 2 cores
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/llama $(PEER)/installed  ## the slow proofs, on the real model, against mergekit and llama.cpp
 	$(BIN)/python -m pytest -m slow

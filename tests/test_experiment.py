@@ -137,9 +137,10 @@ def test_a_chain_of_thousands_is_no_recursion(write_config: Write) -> None:
 
 # What was built keeps its ids: they change with the version of an operation or a suite, and with nothing else.
 BUILT = {
-    "base": "init-a217610c047371586b6ed4b24a0dbe46 evaluate-43097635f9b58f5fad457ee8f74e24c9",
-    "dus": "merge-d702340449755ca5020210e975b2e738 evaluate-439a131d01ebac358cdd00a1944b91ce",
-    "idus-6": "merge-29b1047cdb9b6bd6465a8e77c171c6de evaluate-34872c929a2c61524403cef443dfacd7",
+    "base": "init-a6ed3a01300d8e9b8bbde4c4dd930d69 evaluate-59339dd5477fcbdf9e71f5874ec59ef9",
+    "dus": "merge-d6a11e1bcf0d66e28a5110213270c4f9 evaluate-35ec064c7f8e49562eb27d60234c1bcc",
+    "idus-6": "merge-4cdb4411c8136fd0de15839876fcb0f8 evaluate-61de1cfe8a4fd82123a670e3fbfe0fd1",
+    "screened": "merge-2f2739031dfd3ea72ce86cb1b718a498 evaluate-dab0207ef6c833ee7b8d973bd2f4df56",
 }
 
 

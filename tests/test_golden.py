@@ -14,6 +14,9 @@ from strata import checkpoint, importance, inventory, store
 from strata.llamacpp.convert import convert
 from strata.merge import merge
 from strata.recipe import KINDS, VERSIONS
+from strata.screen.operation import screen
+from strata.screen.race import race
+from strata.screen.tried import read_ranking
 from strata.tokens import tokenize
 from strata.train.operation import train
 
@@ -83,6 +86,18 @@ def test_training_goes_as_it_went(golden: Path, operation: str) -> None:
     (curve,) = (golden / "quarantine").glob(f"{old.id}.*/curve.json")
     then = [point["loss"] for point in json.loads(curve.read_text())["steps"]]
     assert losses(train(golden, old.recipe)) == pytest.approx(then, rel=1e-3)
+
+
+@holding("screen", "race")
+def test_plans_lose_what_they_lost(golden: Path, operation: str) -> None:
+    old = put_aside(golden, operation)
+    (file,) = (golden / "quarantine").glob(f"{old.id}.*/plans.json")
+    then = json.loads(file.read_text())["plans"]
+    now = [
+        plan.to_json() for plan in read_ranking({"screen": screen, "race": race}[operation](golden, old.recipe)).plans
+    ]
+    assert [plan["merge"] for plan in now] == [plan["merge"] for plan in then]
+    assert [sum(plan["selection"]) for plan in now] == pytest.approx([sum(p["selection"]) for p in then], rel=1e-4)
 
 
 @holding("analyze")
