@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 from markupsafe import Markup
 
@@ -24,14 +25,15 @@ def stacks(plans: Sequence[tuple[str, Order, str]], n: int, title: str) -> Marku
     for number, (name, order, loss) in enumerate(shown):
         y = number * _ROW
         short = name if len(name) <= _LETTERS else name[: _LETTERS - 1] + "…"
-        told = ", then ".join(f"{start} to {stop - 1}" for start, stop in runs(order))
+        ranges = runs(order)
+        told = ", then ".join(f"{start} to {stop - 1}" for start, stop in ranges)
         parts.append(Markup("<g><title>{}</title>").format(f"{name}: layers {told}; {loss} nats per token"))
         parts.append(text(_LEFT - 8, y + 10, short, "end", "tick"))
         parts += [
             _LAYER.format(_LEFT + at * cell, y, max(cell - 0.5, 0.4), colour(layer / max(n - 1, 1)))
             for at, layer in enumerate(order)
         ]
-        ends = [sum(stop - start for start, stop in runs(order)[:count]) for count in range(1, len(runs(order)))]
+        ends = accumulate(stop - start for start, stop in ranges[:-1])
         parts += [_SEAM.format(y - 1, y + 13, x=_LEFT + end * cell - 0.25) for end in ends]
         parts += [text(_RIGHT + 8, y + 10, loss, "start", "tick"), Markup("</g>")]
     height = len(shown) * _ROW + 18

@@ -84,14 +84,14 @@ def explicit(order: Order) -> Candidate:
 def repeated(n: int, blocks: tuple[Block, ...]) -> Candidate:
     """Blocks that run twice, each in its place."""
     written = ", ".join(f"[{start}, {stop}]" for start, stop in blocks)
-    return Candidate(_order(methods.repeat(n, blocks)), "blocks", f"repeat, blocks: [{written}]")
+    return Candidate(order_of(methods.repeat(n, blocks)), "blocks", f"repeat, blocks: [{written}]")
 
 
 def pruned(n: int, dropped: tuple[int, ...]) -> Candidate:
     """The layers that are not among these."""
     start, stop = dropped[0], dropped[-1] + 1
     if stop - start == len(dropped):
-        return Candidate(_order(methods.cut(n, start, stop)), "prune", f"prune, range: [{start}, {stop}]")
+        return Candidate(order_of(methods.cut(n, start, stop)), "prune", f"prune, range: [{start}, {stop}]")
     order = tuple(layer for layer in range(n) if layer not in set(dropped))
     return Candidate(order, "prune", "slices, slices: " + str([list(run) for run in runs(order)]))
 
@@ -99,7 +99,7 @@ def pruned(n: int, dropped: tuple[int, ...]) -> Candidate:
 def usual(n: int, depth: int) -> Order | None:
     """SOLAR's plan (arXiv 2312.15166, section 2), of a model that grows: as many layers dropped on either side."""
     drop, is_odd = divmod(2 * n - depth, 2)
-    return _order(methods.dus(n, drop, drop)) if not is_odd and n < depth <= 2 * n else None
+    return order_of(methods.dus(n, drop, drop)) if not is_odd and n < depth <= 2 * n else None
 
 
 def block_of(order: Order, n: int) -> Block | None:
@@ -110,7 +110,7 @@ def block_of(order: Order, n: int) -> Block | None:
         return None
     for length in range(1, n - start + 1):
         block = (start, start + length)
-        if added % length == 0 and _order(methods.repeat(n, [block], added // length + 1)) == order:
+        if added % length == 0 and order_of(methods.repeat(n, [block], added // length + 1)) == order:
             return block
     return None
 
@@ -140,7 +140,7 @@ def _dus(n: int, depth: int) -> Iterator[Candidate]:
         start = 2 * n - depth - end
         if 0 <= start < n - end:
             drop = f"{end}" if end == start else f"[{end}, {start}]"
-            yield Candidate(_order(methods.dus(n, end, start)), "dus", f"dus, drop: {drop}")
+            yield Candidate(order_of(methods.dus(n, end, start)), "dus", f"dus, drop: {drop}")
 
 
 def _interlocked(n: int, depth: int) -> Iterator[Candidate]:
@@ -149,7 +149,7 @@ def _interlocked(n: int, depth: int) -> Iterator[Candidate]:
     if not is_odd and 0 <= drop < n and depth > n:
         for group in range(1, n - drop + 1):
             merge = f"interlocked, drop: {drop}, group: {group}"
-            yield Candidate(_order(methods.interlocked(n, drop, group)), "interlocked", merge)
+            yield Candidate(order_of(methods.interlocked(n, drop, group)), "interlocked", merge)
 
 
 def _repeat(n: int, depth: int) -> Iterator[Candidate]:
@@ -160,7 +160,7 @@ def _repeat(n: int, depth: int) -> Iterator[Candidate]:
             times = added // length + 1
             for start in range(n - length + 1):
                 merge = f"repeat, blocks: [[{start}, {start + length}]]" + (f", times: {times}" if times > 2 else "")
-                order = _order(methods.repeat(n, [(start, start + length)], times))
+                order = order_of(methods.repeat(n, [(start, start + length)], times))
                 yield Candidate(order, "repeat", merge)
 
 
@@ -178,5 +178,6 @@ def _cut(n: int, depth: int) -> Iterator[Candidate]:
         yield pruned(n, tuple(range(start, start + cut)))
 
 
-def _order(plan: Plan) -> Order:
+def order_of(plan: Plan) -> Order:
+    """The layers of a plan of one base, from first to last."""
     return tuple(layer.sources[0][1] for layer in plan.layers)

@@ -14,7 +14,7 @@ from strata.errors import StoreError
 from strata.loading import load_model
 from strata.plan import Plan
 from strata.recipe import Recipe, canonical
-from strata.screen.candidates import runs
+from strata.screen.candidates import order_of, runs
 from strata.screen.stack import stack
 from strata.screen.texts import Text, open_texts
 from strata.screen.tried import PLANS, Ranking, Tried, of_depth, ranked, read_ranking
@@ -66,11 +66,10 @@ def _nats(model: Any, text: Text) -> tuple[float | None, ...]:
 
 def _check_plan(checkpoint: Object, plan: Tried) -> None:
     """Raise StoreError for a checkpoint that is of another plan than the one that has its rank now."""
-    layers = Plan.from_json(checkpoint.facts["plan"]).layers
-    if tuple(layer.sources[0][1] for layer in layers) != plan.order:
+    order = order_of(Plan.from_json(checkpoint.facts["plan"]))
+    if order != plan.order:
         raise StoreError(
             "a checkpoint of the race is of another plan than has its rank now", where=checkpoint.path,
-            expected=plan.merge, got=", ".join(f"{start}-{stop - 1}" for start, stop in runs(
-                tuple(layer.sources[0][1] for layer in layers))),
+            expected=plan.merge, got=", ".join(f"{start}-{stop - 1}" for start, stop in runs(order)),
             todo="run `strata redo` of a variant that rests on the race",
         )  # fmt: skip
